@@ -1,0 +1,96 @@
+"""JobContext: what a job function receives."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from craft_easy_jobs.model import Level, LogEntry, Scope, timestamp, utc_now
+
+logger = logging.getLogger("craft_easy_jobs.run")
+
+_LOGGING_LEVELS: dict[Level, int] = {
+    "info": logging.INFO,
+    "progress": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+class JobContext:
+    """Parameters, tenant, log and stop flag of one run.
+
+    `emit` is called with each log entry as it is written: the runner prints it, the worker sends it on.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        job_name: str,
+        params: dict[str, Any] | None = None,
+        tenant_id: str | None = None,
+        scope: Scope = "tenant",
+        sub_tenant_ids: Sequence[str] = (),
+        *,
+        attempt: int = 1,
+        emit: Callable[[LogEntry], None] | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.job_name = job_name
+        self.params: dict[str, Any] = {} if params is None else params
+        self.tenant_id = tenant_id
+        self.scope: Scope = scope
+        self.sub_tenant_ids: list[str] = list(sub_tenant_ids)
+        self.attempt = attempt
+        self._emit = emit
+        self._logs: list[LogEntry] = []
+        self._stop_requested = False
+
+    async def log(self, message: str) -> None:
+        """Write an info line to the run's log."""
+        self._write("info", message)
+
+    async def progress(self, message: str, percentage: int | None = None) -> None:
+        """Say how far the run is; `percentage` is 0 to 100."""
+        self._write("progress", message, percentage)
+
+    async def warning(self, message: str) -> None:
+        """Write what an operator should see; the run goes on."""
+        self._write("warning", message)
+
+    async def error(self, message: str) -> None:
+        """Write a non-fatal error; the run goes on. To fail it, raise."""
+        self._write("error", message)
+
+    def should_stop(self) -> bool:
+        """True once the job was asked to stop: clean up and return."""
+        return self._stop_requested
+
+    def request_stop(self) -> None:
+        """Ask the job to stop; may be called from any thread, twice too."""
+        self._stop_requested = True
+
+    def iter_tenant_ids(self) -> list[str]:
+        """The tenants to process, by scope: the tenant; the parent and its descendants; none for `system`."""
+        if self.scope == "system" or self.tenant_id is None:
+            return []
+        if self.scope == "parent_tenant":
+            return [self.tenant_id, *self.sub_tenant_ids]
+        return [self.tenant_id]
+
+    def get_logs(self) -> list[dict[str, Any]]:
+        """A copy of the log so far: `timestamp`, `level`, `message`, `percentage` of each entry."""
+        return [dict(entry) for entry in self._logs]
+
+    def _write(self, level: Level, message: str, percentage: int | None = None) -> None:
+        entry: LogEntry = {
+            "timestamp": timestamp(utc_now()),
+            "level": level,
+            "message": message if isinstance(message, str) else str(message),
+            "percentage": percentage,
+        }
+        self._logs.append(entry)
+        if self._emit is not None:
+            self._emit(entry)
+        if logger.isEnabledFor(_LOGGING_LEVELS[level]):
+            facts = {"run_id": self.run_id, "job": self.job_name, "tenant": self.tenant_id}
+            logger.log(_LOGGING_LEVELS[level], "%s", entry["message"], extra=facts)

@@ -1,0 +1,114 @@
+"""Every error that users of the library may meet: one root, few leaves, facts in fields."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class CraftEasyJobsError(Exception):
+    """Root of all errors of this project; its text names what was wrong, where, and what to do next."""
+
+
+class DefinitionError(CraftEasyJobsError):
+    """A job or a chain is declared wrongly; raised when its module is imported."""
+
+
+class LoadError(CraftEasyJobsError):
+    """A module that should register jobs cannot be imported.
+
+    Attributes:
+        module: the name as given by `--jobs`, the settings or the entry point.
+    """
+
+    def __init__(self, module: str, problem: str) -> None:
+        super().__init__(f"jobs module {module!r}: {problem}")
+        self.module = module
+
+
+class UnknownJobError(CraftEasyJobsError):
+    """No job of this name is registered.
+
+    Attributes:
+        job: the name that was asked for.
+    """
+
+    def __init__(self, job: str, known: Sequence[str]) -> None:
+        import difflib
+
+        close = difflib.get_close_matches(job, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"registered: {', '.join(sorted(known)) or 'none'}"
+        super().__init__(f"unknown job {job!r}; {hint}")
+        self.job = job
+
+
+@dataclass(frozen=True)
+class ParamProblem:
+    """One way in which params miss their schema: where (`params.customer.id`) and what."""
+
+    path: str
+    message: str
+
+
+class ParamsError(CraftEasyJobsError):
+    """Params do not match the job's `params_schema`.
+
+    Attributes:
+        job: the job's name.
+        problems: every mismatch, sorted by path.
+    """
+
+    def __init__(self, job: str, problems: Sequence[ParamProblem]) -> None:
+        super().__init__(f"job {job!r}: " + "; ".join(f"{p.path}: {p.message}" for p in problems))
+        self.job = job
+        self.problems = tuple(problems)
+
+
+class RequestError(CraftEasyJobsError):
+    """A request is refused at admission.
+
+    Attributes:
+        field: the key of the request that is wrong, dotted; empty when it is the request as a whole.
+        problem: what is wrong with it and what would be right.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}" if field else problem)
+        self.field = field
+        self.problem = problem
+
+
+class ResultValueError(CraftEasyJobsError):
+    """A job returned a value that JSON cannot hold.
+
+    Attributes:
+        path: where in the value, such as `result.rows[3].amount`.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class DaemonUnavailableError(CraftEasyJobsError):
+    """Nobody answers on the control socket.
+
+    Attributes:
+        socket: the path that was tried.
+    """
+
+    def __init__(self, socket: str, problem: str) -> None:
+        super().__init__(f"no daemon answers on {socket} ({problem}); start one: craft-easy-jobd serve")
+        self.socket = socket
+
+
+class ApiError(CraftEasyJobsError):
+    """The daemon refused a call.
+
+    Attributes:
+        status: the HTTP status code.
+        field: the key of the request that is wrong, or an empty string.
+    """
+
+    def __init__(self, status: int, problem: str, field: str = "") -> None:
+        super().__init__(problem)
+        self.status = status
+        self.field = field

@@ -1,0 +1,40 @@
+"""Errors of the daemon, under the library's root; each knows the exit code that it ends the daemon with."""
+
+from craft_easy_jobs.errors import CraftEasyJobsError
+
+# sysexits.h: systemd shows these words, and the unit restarts on some of them only.
+EX_USAGE, EX_UNAVAILABLE, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = 64, 69, 73, 74, 75, 77, 78
+
+
+class SettingsError(CraftEasyJobsError):
+    """A setting is wrong.
+
+    Attributes:
+        source: where it was read: a file, `environment CRAFT_EASY_JOBD_SLOTS`, `option --slots`.
+        key: the setting's name, or an empty string.
+    """
+
+    exit_code = EX_CONFIG
+
+    def __init__(self, source: str, key: str, problem: str) -> None:
+        super().__init__(f"{source}: {key}: {problem}" if key else f"{source}: {problem}")
+        self.source = source
+        self.key = key
+
+
+class LedgerError(CraftEasyJobsError):
+    """The ledger cannot be opened or written; the text names its file."""
+
+    exit_code = EX_IOERR
+
+
+class RootLockedError(CraftEasyJobsError):
+    """Another daemon serves this root."""
+
+    exit_code = EX_TEMPFAIL
+
+
+class JobsError(CraftEasyJobsError):
+    """The workers cannot import the modules that register jobs."""
+
+    exit_code = EX_CONFIG

@@ -1,0 +1,207 @@
+"""The ledger: the durable record of all runs, as a protocol, and the records that cross it.
+
+An operation is durable when its call returns. Calls that are made in one turn of the loop, or while a commit is under
+way, share one commit; they are applied in the order of the calls, so `submit` and `claim` called one after the other
+without awaiting in between admit and start a run with one fsync. Times are Unix seconds (UTC).
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from craft_easy_jobd.states import RunState
+from craft_easy_jobs.definition import Isolation, OnInterrupt
+from craft_easy_jobs.model import Scope
+
+
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as admitted: all that is needed to carry it out, whatever becomes of the request file.
+
+    `params` is a JSON object as bytes. `isolation` and `on_interrupt` are the job's at the time of admission.
+    """
+
+    run_id: str
+    job: str
+    params: bytes = b"{}"
+    tenant_id: str | None = None
+    scope: Scope = "tenant"
+    priority: int = 0
+    not_before: float | None = None
+    isolation: Isolation = "shared"
+    on_interrupt: OnInterrupt = "retry"
+    validate: bool = True
+    requested_by: str | None = None
+    parent_run_id: str | None = None
+
+
+class Submitted(NamedTuple):
+    """Answer to one RunSpec. `duplicate`: the id was in the ledger before, nothing was written; `state` is its state."""
+
+    run_id: str
+    state: RunState
+    duplicate: bool
+
+
+class Lease(NamedTuple):
+    """The right to carry out one attempt.
+
+    `token` grows with each claim of the run; what is said with an older one is refused. `attempt` counts from 1;
+    `failures` and `interruptions` are the attempts that ended so before.
+    """
+
+    run_id: str
+    token: int
+    attempt: int
+    failures: int
+    interruptions: int
+    spec: RunSpec
+
+
+class Result(NamedTuple):
+    """How a run ended. `state` is `completed` or `failed`; `result` is JSON."""
+
+    state: RunState
+    reason: str | None
+    result: bytes
+    error: str | None
+    started_at: float
+    completed_at: float
+    attempts: int
+    cpu_seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    worker: str | None = None
+    code_version: str | None = None
+
+
+class Again(NamedTuple):
+    """An attempt ended and the run goes on.
+
+    `delay_seconds` None: back to `queued` at once, else `retrying` until it has passed. `interrupted`: counts as an
+    interruption, not as a failure. `isolation`: where the next attempt is to run, None for where it was.
+    """
+
+    lease: Lease
+    reason: str
+    error: str | None
+    delay_seconds: float | None = None
+    interrupted: bool = False
+    isolation: Isolation | None = None
+
+
+class LogChunk(NamedTuple):
+    """Consecutive log entries of one attempt: `lines` JSON objects joined by commas; `warnings` of them are warnings."""
+
+    run_id: str
+    token: int
+    entries: bytes
+    lines: int
+    warnings: int
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the ledger knows of a run, without its log.
+
+    `reason` of a run that is not final says what ended its last attempt. `next_at`: when a scheduled or retrying run
+    may start. `log_count` and `warnings` count entries of all attempts.
+    """
+
+    seq: int
+    spec: RunSpec
+    state: RunState
+    reason: str | None
+    attempt: int
+    failures: int
+    interruptions: int
+    token: int
+    cancel_requested: bool
+    requested_at: float
+    next_at: float | None
+    started_at: float | None
+    result: Result | None
+    warnings: int
+    log_count: int
+    published: bool
+
+
+class Ended(NamedTuple):
+    """A run whose result is in the ledger but not yet known to be on disk: the run and its log entries as JSON array."""
+
+    run: Run
+    logs: bytes
+
+
+class Ledger(Protocol):
+    """What the daemon asks of a ledger. Every method is safe to call concurrently on the loop."""
+
+    counts: Mapping[RunState, int]
+    """Runs by state, all states present, kept in memory; true as of the last commit."""
+    next_due: float | None
+    """When the earliest scheduled or retrying run may start; None when there is none. True as of the last commit."""
+
+    async def open(self) -> None:
+        """Open or create; claims, counts and `next_due` are ready when it returns.
+
+        Raises:
+            LedgerError: not ours, of a later version, or not writable.
+        """
+
+    async def close(self) -> None:
+        """Commit what was called before, then close. Twice is harmless."""
+
+    # -- producers and readers
+    def submit(self, specs: Sequence[RunSpec]) -> Awaitable[list[Submitted]]:
+        """Add runs as `queued`, or `scheduled` when `not_before` lies ahead; idempotent by run_id."""
+
+    def cancel(self, run_id: str) -> Awaitable[RunState | None]:
+        """End a waiting run as `failed`/`cancelled`; mark an active one `stopping`; leave a final one alone.
+
+        Returns the state after it, None when there is no such run.
+        """
+
+    async def get(self, run_id: str) -> Run | None: ...
+
+    async def find(
+        self,
+        *,
+        states: Sequence[RunState] = (),
+        job: str | None = None,
+        tenant: str | None = None,
+        parent: str | None = None,
+        after: int | None = None,
+        limit: int = 100,
+    ) -> list[Run]:
+        """Newest first; `after`: the `seq` of the last run seen, for the next page."""
+
+    async def read_log(self, run_id: str, *, after: int = 0, limit: int = 1000) -> tuple[bytes, int]:
+        """Log entries of all attempts in order, after the first `after`: a JSON array and the number up to its end.
+
+        Reads whole chunks, so it may return more than `limit` entries, by less than a chunk.
+        """
+
+    # -- the host that executes
+    def claim(self, n: int, *, isolation: Isolation = "shared") -> Awaitable[list[Lease]]:
+        """Give out up to n runs that may start now: highest priority first, then oldest. They become `running`."""
+
+    def log(self, chunks: Sequence[LogChunk]) -> Awaitable[None]:
+        """Append log entries; those with an old token are dropped."""
+
+    def finish(self, results: Sequence[tuple[Lease, Result]], *, then: Sequence[RunSpec] = ()) -> Awaitable[list[bool]]:
+        """End runs, and submit their successors in the same transaction. False: fenced, nothing written for it."""
+
+    def retry(self, again: Sequence[Again]) -> Awaitable[list[bool]]:
+        """Put runs back for their next attempt. False: fenced, nothing written for it."""
+
+    async def reap(self, *, budget: int) -> int:
+        """At start: settle every run that a dead owner left `running` or `stopping`; returns how many.
+
+        Asked to cancel: `failed`/`cancelled`. `on_interrupt="fail"` or interrupted more than `budget` times:
+        `failed`/`interrupted`. Else back to `queued`, one interruption more.
+        """
+
+    # -- publishing
+    async def unpublished(self, *, limit: int) -> list[Ended]:
+        """Ended runs whose result file is not known to be durable, oldest first."""
+
+    def mark_published(self, seqs: Sequence[int]) -> Awaitable[None]:
+        """These runs' result files are durable."""

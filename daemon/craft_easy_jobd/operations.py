@@ -1,0 +1,37 @@
+"""What the control API may ask of the supervisor."""
+
+from collections.abc import Awaitable, Sequence
+from typing import Protocol
+
+from craft_easy_jobd.bell import Bell
+from craft_easy_jobd.ledger import Ledger, Submitted
+from craft_easy_jobd.settings import Settings
+from craft_easy_jobd.states import RunState
+from craft_easy_jobd.status import Status
+from craft_easy_jobs.definition import JobOptions
+from craft_easy_jobs.errors import RequestError
+from craft_easy_jobs.model import Request
+
+
+class Operations(Protocol):
+    """The supervisor, as its clients see it; all calls are made on its loop."""
+
+    settings: Settings
+    ledger: Ledger
+    bell: Bell
+
+    def status(self) -> Status: ...
+
+    def jobs(self) -> Sequence[JobOptions]:
+        """The catalogue, sorted by name."""
+
+    def submit(
+        self, requests: Sequence[Request], requested_by: str | None
+    ) -> Awaitable[list[Submitted | RequestError]]:
+        """Admit requests as one batch; a refusal stands at its request's place. Durable when it returns."""
+
+    async def cancel(self, run_id: str, *, force: bool = False) -> RunState | None:
+        """Ask a run to stop; `force` goes down the kill ladder. Returns its state after it, None: no such run."""
+
+    def stop(self) -> None:
+        """Go one rung down the stop ladder, as SIGTERM does."""

@@ -1,0 +1,82 @@
+"""All settings of the daemon, one frozen class; flags, environment and the settings file are made from its fields."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the daemon can be told. Paths that are None lie under `root`; times are seconds."""
+
+    root: str = "./var"
+    """Folder of spool, results, state and control socket."""
+    spool: str | None = None
+    """Folder of incoming/, claimed/ and rejected/ (ROOT/spool)."""
+    results: str | None = None
+    """Folder of the JobResult files (ROOT/results)."""
+    state: str | None = None
+    """Folder of the ledger and the lock (ROOT/state)."""
+    socket: str | None = None
+    """Control socket (ROOT/control.sock)."""
+
+    jobs: tuple[str, ...] = ()
+    """Modules that register jobs, by import name or path of a file."""
+    workers: Count = max(2, os.cpu_count() or 2)
+    """Shared worker processes."""
+    slots: Count = 250
+    """Attempts side by side in one shared worker."""
+    dedicated_workers: Count = 4
+    """Most workers at a time for jobs with isolation="process"."""
+
+    drain_timeout: Seconds = 30.0
+    """How long a stop of the daemon waits for runs to obey before it cuts them."""
+    interruption_budget: Annotated[int, msgspec.Meta(ge=0)] = 3
+    """How often a run is started again after its worker or the daemon died under it."""
+    scan_interval: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    """The spool is looked through this often even when no event says so."""
+    settle_seconds: Seconds = 2.0
+    """A request that is no JSON yet is left alone until it has not changed for so long."""
+    max_request_bytes: Count = 1024 * 1024
+    """Largest request."""
+    allowed_users: tuple[str, ...] = ()
+    """Users whose request files are taken; all when empty."""
+    control_groups: tuple[str, ...] = ()
+    """Groups that may use the control socket, beside root and the daemon's own user."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level of the daemon's own log."""
+    log_format: Literal["json", "text"] = "text"
+    """Form of the daemon's own log on stderr."""
+
+    @property
+    def spool_dir(self) -> Path:
+        return Path(self.spool or Path(self.root, "spool"))
+
+    @property
+    def incoming_dir(self) -> Path:
+        return self.spool_dir / "incoming"
+
+    @property
+    def claimed_dir(self) -> Path:
+        return self.spool_dir / "claimed"
+
+    @property
+    def rejected_dir(self) -> Path:
+        return self.spool_dir / "rejected"
+
+    @property
+    def results_dir(self) -> Path:
+        return Path(self.results or Path(self.root, "results"))
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.state or Path(self.root, "state"))
+
+    @property
+    def socket_path(self) -> Path:
+        return Path(self.socket or Path(self.root, "control.sock"))

@@ -1,0 +1,56 @@
+"""The shape of `GET /v1/status`: what the daemon says of itself."""
+
+from typing import Literal
+
+import msgspec
+
+from craft_easy_jobd.states import RunState
+from craft_easy_jobs.definition import Isolation
+from craft_easy_jobs.model import Scope
+
+DaemonState = Literal["starting", "running", "draining", "stopping"]
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker process. `cpu_seconds` since its start, `loop_lag_seconds` as it said last."""
+
+    name: str
+    pid: int
+    isolation: Isolation
+    slots: int
+    busy: int
+    cpu_seconds: float | None
+    rss_bytes: int | None
+    loop_lag_seconds: float
+    state: Literal["starting", "ready", "leaving"]
+
+
+class RunningStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that is being carried out. `age_seconds` of this attempt; `progress` and `percentage` as it said last."""
+
+    run_id: str
+    job: str
+    tenant_id: str | None
+    scope: Scope
+    attempt: int
+    state: RunState
+    age_seconds: float
+    progress: str | None
+    percentage: int | None
+    worker: str
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """`ladder`: rung of the daemon's stop, 0 while it runs; `running`: at most `running_limit`, oldest first."""
+
+    version: str
+    pid: int
+    state: DaemonState
+    ladder: int
+    uptime_seconds: float
+    root: str
+    jobs: int
+    runs: dict[RunState, int]
+    workers: list[WorkerStatus]
+    running: list[RunningStatus]
+    problems: list[str] = []
