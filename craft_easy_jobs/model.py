@@ -15,7 +15,8 @@ Level = Literal["info", "progress", "warning", "error"]
 Scope = Literal["tenant", "parent_tenant", "system"]
 Status = Literal["completed", "failed", "running"]
 
-RUN_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+# A bare $ would let a line feed through at the end; this form means the same in Python and in JSON Schema.
+RUN_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$(?!\n)"
 
 
 class LogEntry(TypedDict):

@@ -36,7 +36,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submitted(NamedTuple):
-    """Answer to one RunSpec. `duplicate`: the id was in the ledger before, nothing was written; `state` is its state."""
+    """Answer to one RunSpec. `duplicate`: the id was there before, nothing was written; `state` is what it is in."""
 
     run_id: str
     state: RunState
@@ -90,7 +90,7 @@ class Again(NamedTuple):
 
 
 class LogChunk(NamedTuple):
-    """Consecutive log entries of one attempt: `lines` JSON objects joined by commas; `warnings` of them are warnings."""
+    """Consecutive log entries of one attempt: `lines` JSON objects joined by commas, `warnings` of them warnings."""
 
     run_id: str
     token: int
@@ -125,7 +125,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ended(NamedTuple):
-    """A run whose result is in the ledger but not yet known to be on disk: the run and its log entries as JSON array."""
+    """A run whose result is in the ledger but not yet known to be on disk, with its log entries as a JSON array."""
 
     run: Run
     logs: bytes
