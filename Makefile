@@ -1,0 +1,58 @@
+# Each target says behind ## what it does; `make help` lists them.
+# PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed to the command of the target.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PY := .venv/bin/python
+ARGS ?=
+export PYTHON
+
+.PHONY: help setup run demo test check lock clean .run .dev
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+setup: .run .dev ## Make .venv with both commands and the developers' tools in it
+
+run: .run ## Start the daemon in the foreground on ./var, with the example jobs
+	@printf '%s\n' \
+	  "Drop a request into $$(pwd -P)/var/spool/incoming; its result appears in var/results. Try, in another terminal:" \
+	  "" \
+	  "  cd '$$(pwd -P)'" \
+	  "  echo '{\"job\": \"demo-settlement\", \"tenant_id\": \"acme\", \"params\": {\"period\": \"2026-03\"}}' > var/request.json" \
+	  "  mv var/request.json var/spool/incoming/ && .venv/bin/craft-easy-jobd status" \
+	  "" \
+	  "Ctrl-C stops the daemon."
+	@exec $(PY) -m craft_easy_jobd serve --root ./var --jobs craft_easy_jobs.demo $(ARGS)
+
+demo: .run ## Show it all in 15 seconds: start, drop four requests, live output, results, stop
+	@exec $(PY) -m tests.support.tour
+
+test: .run .dev ## Run the tests; ARGS="-k spool" picks some
+	@exec $(PY) -m pytest $(ARGS)
+
+check: .run .dev ## Lint, format, types, import layers, and what else guards the tree
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+	$(PY) -m pip check
+	$(PY) -m pytest -q tests/packaging/test_tree.py tests/packaging/test_units.py
+
+lock: .run .dev ## Resolve the dependencies anew (needs network); ARGS=--upgrade for newer versions
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv $(COMPILE) --group dev --output-file .requirements/dev.lock $(ARGS)
+	$(PY) -m uv $(COMPILE) --constraint .requirements/dev.lock --output-file .requirements/run.lock $(ARGS)
+
+# Hashes and no host names: any index that serves the same files will do.
+COMPILE = pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-annotate --no-header --group build pyproject.toml
+
+clean: ## Remove what was made: environment, caches, builds; ./var stays
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.run:
+	@.requirements/install run
+
+.dev: .run
+	@.requirements/install dev

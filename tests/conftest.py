@@ -1,0 +1,101 @@
+"""What all tests share: short folders, the real daemon, and a watch over what a test leaves behind."""
+
+import gc
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+from tests.support.daemon import DaemonProcess
+from tests.support.processes import carrying, children, kill_all
+from tests.support.waiting import wait_until
+
+# Inherited by everything that the tests start, so that what left the process tree is found too.
+_MARK_NAME, _MARK_VALUE = "CRAFT_EASY_TEST_SESSION", uuid.uuid4().hex
+os.environ[_MARK_NAME] = _MARK_VALUE
+
+_WATCHED_SIGNALS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "QUIT", "CHLD", "PIPE", "USR1")]
+
+
+class _Belongings(NamedTuple):
+    processes: frozenset[psutil.Process]
+    threads: frozenset[threading.Thread]
+    descriptors: frozenset[tuple[str, str]]
+
+    def leaked(self, before: "_Belongings") -> list[str]:
+        processes = [f"process {process}" for process in self.processes - before.processes]
+        threads = [f"thread {thread}" for thread in self.threads - before.threads]
+        fds = [f"fd {number} -> {target}" for number, target in self.descriptors - before.descriptors]
+        more_fds = len(self.descriptors) > len(before.descriptors)
+        return [*processes, *threads, *(fds if more_fds else [])]
+
+
+def _belongings() -> _Belongings:
+    return _Belongings(
+        frozenset([*children(os.getpid()), *carrying(f"{_MARK_NAME}={_MARK_VALUE}")]),
+        frozenset(threading.enumerate()),
+        frozenset(_descriptors()),
+    )
+
+
+def _descriptors() -> Iterator[tuple[str, str]]:
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            yield number, os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:  # the listing's own
+            continue
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """Fail a test that leaves a process, thread, open file or signal handler; what ends by itself has 2 s for it."""
+    before = _belongings()
+    handlers = {number: signal.getsignal(number) for number in _WATCHED_SIGNALS}
+    yield
+    after = {number: signal.getsignal(number) for number in _WATCHED_SIGNALS}
+    try:
+        if _belongings().leaked(before):
+            gc.collect()
+            wait_until(lambda: not _belongings().leaked(before), within=2.0)
+    except AssertionError:
+        now = _belongings()
+        kill_all(now.processes - before.processes)
+        pytest.fail("left behind: " + "; ".join(now.leaked(before)), pytrace=False)
+    assert after == handlers, "the test changed signal handlers and did not restore them"
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder whose path is short enough for unix sockets (107 bytes), which `tmp_path` often is not."""
+    folder = Path(tempfile.mkdtemp(prefix="jobs-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def daemon(short_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
+    """Start daemons: `daemon("--jobs", "tests.system.sample_jobs")`; all on one root unless `root=` says otherwise.
+
+    Each is ready when the call returns and is gone, with its workers, when the test ends; its log is shown when the
+    test fails.
+    """
+    started: list[DaemonProcess] = []
+
+    def start(*args: str, root: Path | None = None, **options: Any) -> DaemonProcess:
+        process = DaemonProcess(root or short_dir / "var", *args, **options)
+        started.append(process)
+        return process.start()
+
+    yield start
+    for process in started:
+        log = process.log
+        process.close()
+        print(f"--- log of the daemon on {process.root}\n{log}")

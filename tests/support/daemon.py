@@ -1,0 +1,168 @@
+"""The real daemon as a process of its own, for tests and for the tour."""
+
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import carrying, children, kill_all
+from tests.support.waiting import wait_until
+
+PROJECT = Path(__file__).parents[2]
+MARK = "CRAFT_EASY_TEST_DAEMON"
+
+
+class DaemonProcess:
+    """`craft-easy-jobd serve` on `root`, with further arguments; ready when `start()` returns.
+
+    What it writes to stderr is in `log`; what it told the service manager, in `notices`. `close()` ends it together
+    with everything that it started, however it died.
+    """
+
+    def __init__(self, root: Path, *args: str, env: Mapping[str, str] | None = None) -> None:
+        self.root = root
+        self.args = args
+        self.notices: list[str] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self._scratch = Path(tempfile.mkdtemp(prefix="jobd-"))
+        self._log = self._scratch / "stderr"
+        self._mark = f"{MARK}={uuid.uuid4().hex}"
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._notify.bind(str(self._scratch / "notify"))
+        name, _, value = self._mark.partition("=")
+        self._env = {**os.environ, **(env or {}), name: value, "NOTIFY_SOCKET": str(self._scratch / "notify")}
+
+    # -- life
+    def start(self, *, within: float = 15.0) -> "DaemonProcess":
+        """Start it, again after a stop too, and wait for READY=1; fails with its log when it ends before."""
+        self.notices.clear()
+        command = [sys.executable, "-m", "craft_easy_jobd", "serve", "--root", str(self.root), *self.args]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=PROJECT, env=self._env, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
+            )
+        self.wait_notice("READY=1", within=within)
+        return self
+
+    def wait_notice(self, notice: str, *, within: float = 10.0) -> None:
+        """Wait until the daemon has sent a line to its service manager, such as STOPPING=1, since its start."""
+        deadline = time.monotonic() + within
+        while notice not in self._received():
+            if self.process is None or self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"daemon: no {notice} within {within} s or before its end\n{self.log}")
+            select.select([self._notify], [], [], 0.1)
+
+    def _received(self) -> list[str]:
+        while select.select([self._notify], [], [], 0)[0]:
+            self.notices += self._notify.recv(4096).decode().splitlines()
+        return self.notices
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "the daemon was not started"
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL the supervisor alone and wait for its end; its workers are left to notice."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def wait(self, *, within: float = 30.0) -> int:
+        """Its exit code; minus the number of the signal that killed it."""
+        assert self.process is not None
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"daemon: still there after {within} s\n{self.log}") from None
+
+    def stop(self, *, within: float = 30.0) -> int:
+        """SIGTERM, wait, exit code."""
+        self.terminate()
+        return self.wait(within=within)
+
+    def close(self) -> None:
+        """Leave nothing behind: no process, no socket, no file but `root`. Twice is harmless."""
+        if self.process is not None:
+            left = [*children(self.pid), *carrying(self._mark)]
+            if self.process.poll() is None:
+                os.killpg(self.pid, signal.SIGKILL)
+            self.process.wait()
+            kill_all({*left, *carrying(self._mark)})
+        self._notify.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    # -- requests and results
+    def drop(self, request: Mapping[str, Any], name: str | None = None) -> str:
+        """Write a request beside the spool, rename it in, return its run_id (made when it has none)."""
+        document = {"run_id": uuid.uuid4().hex, **request}
+        self.drop_bytes(json.dumps(document).encode(), name or f"{document['run_id']}.json")
+        return str(document["run_id"])
+
+    def drop_bytes(self, content: bytes, name: str) -> None:
+        """Drop any bytes, for requests that are wrong."""
+        incoming = self.root / "spool" / "incoming"
+        incoming.mkdir(parents=True, exist_ok=True)
+        draft = self.root / f"draft-{uuid.uuid4().hex}"
+        draft.write_bytes(content)
+        draft.rename(incoming / name)
+
+    def result(self, run_id: str, *, within: float = 10.0) -> dict[str, Any]:
+        """The run's JobResult as JSON; waits for its file."""
+        path = self.root / "results" / f"{run_id}.json"
+        try:
+            wait_until(path.exists, within=within)
+        except AssertionError:
+            raise AssertionError(f"no {path.name} within {within} s\n{self.log}") from None
+        return dict(json.loads(path.read_bytes()))
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """All JobResults there are now, by run_id."""
+        return {path.stem: json.loads(path.read_bytes()) for path in (self.root / "results").glob("*.json")}
+
+    # -- control socket
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """One call of the control API: status code and JSON document."""
+        connection = _UnixConnection(self.root / "control.sock")
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or b"null")
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        code, document = self.call("GET", "/v1/status")
+        assert code == 200, document
+        return dict(document)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=10)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
