@@ -38,3 +38,9 @@ class JobsError(CraftEasyJobsError):
     """The workers cannot import the modules that register jobs."""
 
     exit_code = EX_CONFIG
+
+
+class FolderError(CraftEasyJobsError):
+    """A folder of the daemon cannot be made, read or written; the text names it."""
+
+    exit_code = EX_CANTCREAT

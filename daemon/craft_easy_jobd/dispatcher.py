@@ -1,0 +1,303 @@
+"""Gives queued runs to workers with free slots, and settles what the workers report: the middle of the daemon.
+
+It keeps no queue of its own, the ledger is the queue; and it awaits nothing: what a frame or a claim brings is turned
+into calls to the ledger at once, so that all of it shares the next commit.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from craft_easy_jobd.attempts import Attempt, Attempts
+from craft_easy_jobd.bell import Bell
+from craft_easy_jobd.ledger import Again, Lease, Ledger, LogChunk, Result
+from craft_easy_jobd.pool import Worker
+from craft_easy_jobd.states import RunState
+from craft_easy_jobd.stopping import Cause, Rung
+from craft_easy_jobd.verdicts import Ended, judge
+from craft_easy_jobd.workforce import Workforce
+from craft_easy_jobs.definition import Isolation
+from craft_easy_jobs.wire import Entries, Outcome
+
+logger = logging.getLogger("craft_easy_jobd.runs")
+
+T = TypeVar("T")
+
+_ISOLATIONS: tuple[Isolation, ...] = ("shared", "process")
+# Beyond this many runs a claim would only make the first of them wait.
+_CLAIM_AT_MOST = 500
+_UNKNOWN_JOB = "job {!r} is no longer registered; restore its module or submit the request for another job"
+
+
+class Dispatcher:
+    """Claims, places and settles runs.
+
+    Args:
+        budget: interruptions after which a run is given up.
+        ended: called after a commit that ended runs: there is something to publish.
+        failed: called with the error when the ledger can no longer be written.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        bell: Bell,
+        workforce: Workforce,
+        attempts: Attempts,
+        *,
+        budget: int,
+        ended: Callable[[], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._attempts = attempts
+        self._open = False
+        self._ledger = ledger
+        self._bell = bell
+        self._workforce = workforce
+        self._budget = budget
+        self._ended = ended
+        self._failed = failed
+        self._claiming: dict[Isolation, int] = dict.fromkeys(_ISOLATIONS, 0)
+        self._homeless: deque[Lease] = deque()
+        self._commits: set[asyncio.Future[Any]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at: float | None = None
+
+    # -- claiming and placing
+
+    def open(self) -> None:
+        """Start to give out runs."""
+        self._open = True
+        self.kick()
+
+    def close(self) -> None:
+        """Give out no more runs; those that are claimed but not started go back."""
+        self._open = False
+        self._set_alarm(None)
+        self._give_back(self._homeless)
+        self._homeless.clear()
+
+    def kick(self, *, submitted: bool = False) -> None:
+        """Claim what there is room for; to be called whenever room or work may have appeared.
+
+        Args:
+            submitted: runs were handed to the ledger in this turn of the loop, so that counts do not know them yet.
+        """
+        if not self._open:
+            return
+        self._place_homeless()
+        self._set_alarm(self._ledger.next_due)
+        if not (submitted or self._ledger.counts[RunState.QUEUED] or self._is_due()):
+            return
+        for isolation in _ISOLATIONS:
+            room = min(self._workforce.room(isolation) - self._claiming[isolation], _CLAIM_AT_MOST)
+            if room > 0:
+                self._claiming[isolation] += room
+                claim = self._ledger.claim(room, isolation=isolation)
+                self._commit(claim, partial(self._claimed, isolation, room))
+
+    def look_again(self) -> None:
+        """Once a second: what a jump of the wall clock, or a queue that only dedicated workers can take, needs."""
+        self._set_alarm(None)
+        self.kick()
+        if self._open and self._ledger.counts[RunState.QUEUED] and self._workforce.room("shared"):
+            self._workforce.want_dedicated()
+
+    def _claimed(self, isolation: Isolation, asked: int, leases: list[Lease]) -> None:
+        self._claiming[isolation] -= asked
+        if not self._open:
+            self._give_back(leases)
+            return
+        for lease in leases:
+            self._place(lease)
+        self.kick()
+
+    def _place(self, lease: Lease) -> None:
+        """Start the attempt in the worker of its isolation that has the most room."""
+        options = self._workforce.catalogue.jobs.get(lease.spec.job)
+        if options is None:
+            self._finish([(lease, _unstarted(lease, "unknown_job", _UNKNOWN_JOB.format(lease.spec.job)))])
+            return
+        worker = self._workforce.roomiest(lease.spec.isolation)
+        if worker is None:
+            # The worker that had the room is gone since; the next one that is ready takes the lease.
+            self._homeless.append(lease)
+            return
+        self._attempts.start(lease, options, worker)
+        if lease.spec.isolation == "process":
+            self._workforce.want_dedicated()
+
+    def _place_homeless(self) -> None:
+        for _ in range(len(self._homeless)):
+            self._place(self._homeless.popleft())
+
+    def _give_back(self, leases: Iterable[Lease]) -> None:
+        self._retry([Again(lease, "interrupted", "not started yet", interrupted=True) for lease in leases])
+
+    def _is_due(self) -> bool:
+        return self._ledger.next_due is not None and self._ledger.next_due <= time.time()
+
+    def _set_alarm(self, due: float | None) -> None:
+        """Kick when the next scheduled or retrying run is due."""
+        if due == self._alarm_at:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = due
+        if due is not None:
+            self._alarm = asyncio.get_running_loop().call_later(max(0.0, due - time.time()), self.kick)
+
+    # -- what workers report
+
+    def said(self, worker: Worker, messages: Sequence[Entries | Outcome]) -> None:
+        """Take in one frame of a worker."""
+        chunks: list[LogChunk] = []
+        ended: list[tuple[Attempt, Outcome]] = []
+        for message in messages:
+            attempt = self._attempts.get(message.run_id, message.token)
+            if attempt is None:
+                continue
+            if isinstance(message, Entries):
+                attempt.progress = message.progress or attempt.progress
+                chunks.append(LogChunk(message.run_id, message.token, message.entries, message.count, message.warnings))
+            else:
+                self._attempts.end(attempt)
+                ended.append((attempt, message))
+        if chunks:
+            self._commit(self._ledger.log(chunks), lambda _: self._bell.ring(chunk.run_id for chunk in chunks))
+        if ended:
+            self._settle([self._facts(attempt, outcome) for attempt, outcome in ended])
+            self.kick()
+
+    def lost(self, worker: Worker, problem: str) -> None:
+        """Settle what a worker that is gone had in hand."""
+        attempts = self._attempts.of(worker)
+        killed = any(attempt.rung is Rung.KILLED for attempt in attempts)
+        for attempt in attempts:
+            self._attempts.end(attempt)
+        self._settle([self._facts(attempt, None, problem, bystander=killed) for attempt in attempts])
+
+    def cancel(self, run_id: str, *, force: bool) -> None:
+        """An operator's wish, already in the ledger, for a run that is active."""
+        if attempt := self._attempts.get(run_id):
+            attempt.cancel_asked = True
+            self._attempts.ask(attempt)
+            if force:
+                self._attempts.cut(attempt, Cause.CANCELLED)
+        for lease in [lease for lease in self._homeless if lease.run_id == run_id]:
+            self._homeless.remove(lease)
+            self._finish([(lease, _unstarted(lease, "cancelled", "cancelled before it started"))])
+
+    def _facts(self, attempt: Attempt, outcome: Outcome | None, problem: str = "", *, bystander: bool = False) -> Ended:
+        return Ended(
+            lease=attempt.lease,
+            options=attempt.options,
+            outcome=outcome,
+            cause=attempt.cause,
+            cancel_asked=attempt.cancel_asked,
+            problem=problem,
+            bystander=bystander,
+            started_at=attempt.started_at,
+            completed_at=attempt.completed_at,
+            worker=attempt.worker.name,
+            code_version=self._workforce.catalogue.code_version,
+        )
+
+    # -- settling
+
+    def _settle(self, ended: Sequence[Ended]) -> None:
+        finished: list[tuple[Lease, Result]] = []
+        again: list[Again] = []
+        for facts in ended:
+            verdict = judge(facts, budget=self._budget, share=random.random())
+            if isinstance(verdict, Again):
+                again.append(verdict)
+            else:
+                finished.append((facts.lease, verdict))
+        if finished:
+            self._finish(finished)
+        if again:
+            self._retry(again)
+
+    def _finish(self, results: list[tuple[Lease, Result]]) -> None:
+        self._commit(self._ledger.finish(results), partial(self._finished, results))
+
+    def _finished(self, results: list[tuple[Lease, Result]], written: list[bool]) -> None:
+        self._ended()
+        self._bell.ring(lease.run_id for lease, _ in results)
+        if logger.isEnabledFor(logging.INFO):
+            for (lease, result), was_written in zip(results, written, strict=True):
+                _log_end(lease, result, was_written)
+        self.kick()
+
+    def _retry(self, again: list[Again]) -> None:
+        if again:
+            self._commit(self._ledger.retry(again), partial(self._retried, again))
+
+    def _retried(self, again: list[Again], _written: list[bool]) -> None:
+        for each in again:
+            logger.warning(
+                "attempt ended, the run goes on",
+                extra={**_names(each.lease), "reason": each.reason, "error": each.error, "delay": each.delay_seconds},
+            )
+        self._bell.ring(each.lease.run_id for each in again)
+        if any(each.isolation == "process" for each in again):
+            self._workforce.want_dedicated()
+        self.kick()
+
+    def _commit(self, future: "asyncio.Future[T]", then: Callable[[T], None]) -> None:
+        """Go on with `then` after the commit; an error there or here ends the daemon loudly."""
+        self._commits.add(future)
+
+        def committed(future: "asyncio.Future[T]") -> None:
+            self._commits.discard(future)
+            if future.cancelled():
+                return
+            try:
+                then(future.result())
+            except Exception as error:
+                self._failed(error)
+
+        future.add_done_callback(committed)
+
+    async def settled(self) -> None:
+        """Return when every commit that was asked for has been answered."""
+        while self._commits:
+            await asyncio.wait(self._commits)
+
+
+def _unstarted(lease: Lease, reason: str, error: str) -> Result:
+    now = time.time()
+    return Result(
+        state=RunState.FAILED,
+        reason=reason,
+        result=b"null",
+        error=error,
+        started_at=now,
+        completed_at=now,
+        attempts=lease.attempt,
+    )
+
+
+def _names(lease: Lease) -> dict[str, Any]:
+    return {"run_id": lease.run_id, "job": lease.spec.job, "tenant": lease.spec.tenant_id, "attempt": lease.attempt}
+
+
+def _log_end(lease: Lease, result: Result, written: bool) -> None:
+    facts = {
+        **_names(lease),
+        "reason": result.reason,
+        "error": result.error,
+        "seconds": round(result.completed_at - result.started_at, 3),
+    }
+    if not written:
+        logger.warning("late outcome refused: the run was given away since", extra=facts)
+    elif result.state is RunState.COMPLETED:
+        logger.info("run completed", extra=facts)
+    else:
+        logger.warning("run failed", extra=facts)

@@ -1,0 +1,69 @@
+"""Builds the status out of what the parts know."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+
+import psutil
+
+from craft_easy_jobd.attempts import Attempts
+from craft_easy_jobd.pool import Worker
+from craft_easy_jobd.settings import Settings
+from craft_easy_jobd.states import RunState
+from craft_easy_jobd.status import Status, WorkerStatus
+from craft_easy_jobd.stopping import Level, daemon_state
+from craft_easy_jobs import __version__
+
+# More than a screen shows; `list --state running` has them all.
+_RUNNING_SHOWN = 100
+
+
+def report(
+    *,
+    settings: Settings,
+    level: Level,
+    ready: bool,
+    uptime_seconds: float,
+    counts: Mapping[RunState, int],
+    workers: Sequence[Worker],
+    attempts: Attempts,
+    jobs: int,
+    problems: Iterable[str | None],
+) -> Status:
+    return Status(
+        version=__version__,
+        pid=os.getpid(),
+        state=daemon_state(level, ready=ready),
+        ladder=level,
+        uptime_seconds=round(uptime_seconds, 3),
+        root=os.path.abspath(settings.root),
+        jobs=jobs,
+        runs=dict(counts),
+        workers=[_worker(worker, attempts.load(worker)) for worker in workers],
+        running=[attempt.status() for attempt in islice(attempts, _RUNNING_SHOWN)],
+        problems=[problem for problem in problems if problem],
+    )
+
+
+def _worker(worker: Worker, busy: int) -> WorkerStatus:
+    cpu_seconds, rss_bytes = _usage(worker.pid)
+    return WorkerStatus(
+        name=worker.name,
+        pid=worker.pid,
+        isolation=worker.isolation,
+        slots=worker.slots,
+        busy=busy,
+        cpu_seconds=cpu_seconds,
+        rss_bytes=rss_bytes,
+        loop_lag_seconds=round(worker.lag_seconds, 3),
+        state="leaving" if worker.leaving else "ready" if worker.ready else "starting",
+    )
+
+
+def _usage(pid: int) -> tuple[float | None, int | None]:
+    try:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        return round(times.user + times.system, 2), process.memory_info().rss
+    except psutil.Error:
+        return None, None

@@ -1,0 +1,285 @@
+"""The supervisor: puts the parts together, boots them in order and stops them in reverse."""
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from craft_easy_jobd.admission import admit, new_run_id
+from craft_easy_jobd.attempts import Attempts
+from craft_easy_jobd.bell import Bell
+from craft_easy_jobd.dispatcher import Dispatcher
+from craft_easy_jobd.errors import FolderError
+from craft_easy_jobd.ledger import RunSpec, Submitted
+from craft_easy_jobd.logs import logging_to_stderr
+from craft_easy_jobd.notify import notify
+from craft_easy_jobd.publisher import Publisher
+from craft_easy_jobd.reporting import report
+from craft_easy_jobd.rootlock import root_lock
+from craft_easy_jobd.settings import Settings
+from craft_easy_jobd.spool import Spool
+from craft_easy_jobd.sqlite_ledger import SqliteLedger
+from craft_easy_jobd.states import ACTIVE, FINAL, RunState
+from craft_easy_jobd.status import Status
+from craft_easy_jobd.stopping import Cause, Level, next_level
+from craft_easy_jobd.workforce import Workforce
+from craft_easy_jobs.definition import JobOptions
+from craft_easy_jobs.errors import CraftEasyJobsError, RequestError
+from craft_easy_jobs.model import Request
+
+logger = logging.getLogger("craft_easy_jobd")
+
+_TICK_SECONDS = 1.0
+_QUIT_SECONDS = 2.0
+
+
+def serve(settings: Settings) -> int:
+    """Run the daemon until it is stopped; returns its exit code.
+
+    Raises:
+        CraftEasyJobsError: it cannot start or cannot go on; the text is for the operator, `exit_code` for systemd.
+    """
+    faulthandler.enable()
+    # SIGQUIT shows where the daemon is, and the daemon goes on.
+    faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
+    _make_folder(settings.state_dir)
+    with root_lock(settings.state_dir), logging_to_stderr(settings.log_level, settings.log_format):
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_run(settings))
+        except* CraftEasyJobsError as errors:
+            raise _first(errors) from None
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        await Supervisor(settings, tasks).run()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o750)
+    except OSError as error:
+        raise FolderError(f"{path}: {error.strerror}; create it or choose another --root") from None
+
+
+def _first(errors: BaseExceptionGroup[CraftEasyJobsError]) -> CraftEasyJobsError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+class Supervisor:
+    """The composition of the daemon, and what its clients may ask of it (see Operations)."""
+
+    def __init__(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
+        self.settings = settings
+        self.bell = Bell()
+        self.ledger = SqliteLedger(settings.state_dir / "ledger.db")
+        self._tasks = tasks
+        self._started = time.monotonic()
+        self._ready = False
+        self._failing = False
+        self._level = Level.SERVING
+        self._stop_asked = asyncio.Event()
+        self._attempts = Attempts()
+        self._workforce = Workforce(settings, self._attempts, tasks)
+        self._publisher = Publisher(settings.results_dir, self.ledger, published=self.bell.ring)
+        self._dispatcher = Dispatcher(
+            self.ledger,
+            self.bell,
+            self._workforce,
+            self._attempts,
+            budget=settings.interruption_budget,
+            ended=self._publisher.wake,
+            failed=self._fail,
+        )
+        self._workforce.listener = self._dispatcher
+        self._spool = Spool(settings, submit=self._submit, catalogue=lambda: self._workforce.catalogue)
+
+    # -- life
+
+    async def run(self) -> None:
+        """Boot, serve until stopped, drain, and undo the boot in reverse."""
+        self._take_signals()
+        async with contextlib.AsyncExitStack() as undo:
+            await self._boot(undo)
+            if not self._stop_asked.is_set():
+                await self._serve()
+            await self._drain()
+
+    async def _boot(self, undo: contextlib.AsyncExitStack) -> None:
+        """Everything that READY promises, in the order of need."""
+        await self.ledger.open()
+        undo.push_async_callback(self.ledger.close)
+        # Python starts in the workers while the supervisor recovers and imports its HTTP server.
+        await self._workforce.start()
+        undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
+        await self._recover()
+        await undo.enter_async_context(self._published())
+        await undo.enter_async_context(self._controlled())
+        await self._catalogue_or_stop()
+
+    async def _recover(self) -> None:
+        settled = await self.ledger.reap(budget=self.settings.interruption_budget)
+        if settled:
+            logger.warning("runs that a dead daemon left were settled", extra={"runs": settled})
+
+    async def _serve(self) -> None:
+        self._dispatcher.open()
+        await self._spool.recover()
+        async with self._running(self._spool.run(), "spool"), self._running(self._tick(), "tick"):
+            self._ready = True
+            notify("READY=1")
+            jobs = len(self._workforce.catalogue.jobs)
+            logger.info("serving", extra={"root": self.settings.root, "jobs": jobs})
+            await self._stop_asked.wait()
+
+    async def _drain(self) -> None:
+        """Wait for the attempts to end, as the ladder makes them, and for all that follows from it to be durable."""
+        self._dispatcher.close()
+        await self._attempts.idle.wait()
+        await self._dispatcher.settled()
+
+    async def _catalogue_or_stop(self) -> None:
+        """A module that hangs while it is imported must not keep the daemon from stopping."""
+        known = asyncio.ensure_future(self._workforce.catalogue_known())
+        stop = asyncio.ensure_future(self._stop_asked.wait())
+        await asyncio.wait({known, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if known.done():
+            known.result()
+        known.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _published(self) -> AsyncIterator[None]:
+        async with self._running(self._publisher.run(), "publisher"):
+            self._publisher.wake()
+            yield
+        await self._publisher.drain()
+
+    @contextlib.asynccontextmanager
+    async def _controlled(self) -> AsyncIterator[None]:
+        # Imported here: its HTTP server takes longer to import than all else, and workers start meanwhile.
+        from craft_easy_jobd.control import Control
+
+        control = Control(self)
+        await control.start()
+        try:
+            yield
+        finally:
+            self.bell.ring_all()
+            await control.close()
+
+    @contextlib.asynccontextmanager
+    async def _running(self, work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+        task = self._tasks.create_task(work, name=name)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self._dispatcher.look_again()
+            counts = self.ledger.counts
+            running = sum(counts[state] for state in ACTIVE)
+            notify(f"STATUS={running} running, {counts[RunState.QUEUED]} queued")
+
+    def _fail(self, error: BaseException) -> None:
+        """End the daemon loudly: recovery at the next start decides."""
+        if not self._failing:
+            self._failing = True
+            self._tasks.create_task(_raise(error), name="failure")
+
+    # -- the stop ladder
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, logger.warning, "reload is not supported yet; restart the daemon")
+
+    def stop(self) -> None:
+        """Go one step down: drain, cut, now."""
+        self._descend(next_level(self._level))
+
+    def _descend(self, level: Level) -> None:
+        if level <= self._level:
+            return
+        self._level = level
+        logger.warning("stopping", extra={"step": level.name.lower(), "attempts": len(self._attempts)})
+        match level:
+            case Level.DRAIN:
+                notify("STOPPING=1")
+                self._dispatcher.close()
+                for attempt in self._attempts:
+                    self._attempts.ask(attempt)
+                loop = asyncio.get_running_loop()
+                loop.call_later(self.settings.drain_timeout, self._descend, Level.CUT)
+            case Level.CUT:
+                for attempt in self._attempts:
+                    self._attempts.cut(attempt, Cause.INTERRUPTED)
+            case Level.NOW:
+                for attempt in self._attempts:
+                    self._attempts.kill(attempt, Cause.INTERRUPTED)
+        self._stop_asked.set()
+
+    # -- what clients may ask
+
+    def status(self) -> Status:
+        return report(
+            settings=self.settings,
+            level=self._level,
+            ready=self._ready,
+            uptime_seconds=time.monotonic() - self._started,
+            counts=self.ledger.counts,
+            workers=self._workforce.workers,
+            attempts=self._attempts,
+            jobs=len(self._workforce.catalogue.jobs),
+            problems=[self._workforce.problem, self._spool.problem, self._publisher.problem],
+        )
+
+    def jobs(self) -> Sequence[JobOptions]:
+        return sorted(self._workforce.catalogue.jobs.values(), key=lambda job: job.name)
+
+    async def submit(self, requests: Sequence[Request], requested_by: str | None) -> list[Submitted | RequestError]:
+        specs = [self._admitted(request, requested_by) for request in requests]
+        good = [spec for spec in specs if isinstance(spec, RunSpec)]
+        submitted = iter(await self._submit(good) if good else ())
+        return [next(submitted) if isinstance(spec, RunSpec) else spec for spec in specs]
+
+    def _admitted(self, request: Request, requested_by: str | None) -> RunSpec | RequestError:
+        run_id = request.run_id or new_run_id()
+        try:
+            return admit(request, self._workforce.catalogue, run_id=run_id, requested_by=requested_by)
+        except RequestError as error:
+            return error
+
+    def _submit(self, specs: Sequence[RunSpec]) -> Awaitable[list[Submitted]]:
+        """Hand runs to the ledger and claim in the same turn: what can start at once costs one commit."""
+        submitted = self.ledger.submit(specs)
+        self._dispatcher.kick(submitted=True)
+        return submitted
+
+    async def cancel(self, run_id: str, *, force: bool = False) -> RunState | None:
+        state = await self.ledger.cancel(run_id)
+        if state in ACTIVE:
+            self._dispatcher.cancel(run_id, force=force)
+        elif state in FINAL:
+            self._publisher.wake()
+        self.bell.ring([run_id])
+        return state
+
+
+async def _raise(error: BaseException) -> None:
+    raise error
