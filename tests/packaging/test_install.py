@@ -68,6 +68,8 @@ def test_an_environment_of_another_folder_is_made_again(tree: Path) -> None:
     stale = tree / ".venv" / "bin" / "of-the-old-place"
     stale.mkdir(parents=True)
     (tree / ".venv" / ".made-in").write_text("/where/it/was/before\n")
-    made = install(tree, interpreter(tree, 'case "$*" in "-m venv"*) exit 7;; esac'))
-    assert made.returncode == 7, "it goes on to make a new one"
+    made = install(tree, interpreter(tree, 'case "$*" in "-m venv"*) mkdir -p .venv; exit 7;; esac'))
+    assert "Making .venv" in made.stderr
     assert not stale.exists()
+    assert "-m venv failed" in made.stderr
+    assert not (tree / ".venv").exists(), "a broken environment is left"
