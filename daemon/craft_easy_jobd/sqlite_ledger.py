@@ -1,0 +1,112 @@
+"""The embedded ledger: the Ledger protocol on one SQLite file."""
+
+import time
+from asyncio import Future
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from craft_easy_jobd import ledger_reads, ledger_writes
+from craft_easy_jobd.errors import LedgerError
+from craft_easy_jobd.group_commit import GroupCommit
+from craft_easy_jobd.ledger import Again, Ended, Lease, LogChunk, Result, Run, RunSpec, Submitted
+from craft_easy_jobd.ledger_reads import Reader
+from craft_easy_jobd.ledger_schema import open_writer
+from craft_easy_jobd.states import RunState
+from craft_easy_jobs.definition import Isolation
+
+# A batch of reaping is one transaction: small enough that calls which come meanwhile need not wait for a million.
+REAP_BATCH = 1000
+
+
+class SqliteLedger:
+    """A `Ledger` in the file `path`; what its methods mean is written there.
+
+    `clock` gives Unix seconds; it is read when a method is called. One thread writes, one reads for clients, one
+    reads for the publisher, so that no search holds up a result. None ends before `close()`.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.counts: Mapping[RunState, int] = dict.fromkeys(RunState, 0)
+        self.next_due: float | None = None
+        self._clock = clock
+        self._writer = GroupCommit(str(path), partial(open_writer, path), ledger_writes.summarise, self._committed)
+        self._reader = Reader(path)
+        self._publishing = Reader(path)
+
+    @property
+    def broken(self) -> LedgerError | None:
+        """Why nothing can be written any more: after a failed fsync only a restart knows what the disk holds."""
+        return self._writer.broken
+
+    @property
+    def commits(self) -> int:
+        """Transactions since open."""
+        return self._writer.commits
+
+    async def open(self) -> None:
+        await self._writer.open()
+
+    async def close(self) -> None:
+        await self._reader.close()
+        await self._publishing.close()
+        # Last: the connection that can write takes the write-ahead log into the file when it is the last to go.
+        await self._writer.close()
+
+    def _committed(self, summary: tuple[dict[RunState, int], float | None]) -> None:
+        self.counts, self.next_due = summary
+
+    # -- producers and readers
+    def submit(self, specs: Sequence[RunSpec]) -> Future[list[Submitted]]:
+        return self._writer.call(partial(ledger_writes.submit, now=self._clock(), specs=specs))
+
+    def cancel(self, run_id: str) -> Future[RunState | None]:
+        return self._writer.call(partial(ledger_writes.cancel, now=self._clock(), run_id=run_id))
+
+    async def get(self, run_id: str) -> Run | None:
+        return await self._reader.call(partial(ledger_reads.get, run_id=run_id))
+
+    async def find(
+        self,
+        *,
+        states: Sequence[RunState] = (),
+        job: str | None = None,
+        tenant: str | None = None,
+        parent: str | None = None,
+        after: int | None = None,
+        limit: int = 100,
+    ) -> list[Run]:
+        return await self._reader.call(
+            partial(ledger_reads.find, states=states, job=job, tenant=tenant, parent=parent, after=after, limit=limit)
+        )
+
+    async def read_log(self, run_id: str, *, after: int = 0, limit: int = 1000) -> tuple[bytes, int]:
+        return await self._reader.call(partial(ledger_reads.read_log, run_id=run_id, after=after, limit=limit))
+
+    # -- the host that executes
+    def claim(self, n: int, *, isolation: Isolation = "shared") -> Future[list[Lease]]:
+        return self._writer.call(partial(ledger_writes.claim, now=self._clock(), n=n, isolation=isolation))
+
+    def log(self, chunks: Sequence[LogChunk]) -> Future[None]:
+        return self._writer.call(partial(ledger_writes.log, chunks=chunks))
+
+    def finish(self, results: Sequence[tuple[Lease, Result]], *, then: Sequence[RunSpec] = ()) -> Future[list[bool]]:
+        return self._writer.call(partial(ledger_writes.finish, now=self._clock(), results=results, then=then))
+
+    def retry(self, again: Sequence[Again]) -> Future[list[bool]]:
+        return self._writer.call(partial(ledger_writes.retry, now=self._clock(), again=again))
+
+    async def reap(self, *, budget: int) -> int:
+        reaped = 0
+        while batch := await self._writer.call(
+            partial(ledger_writes.reap, now=self._clock(), budget=budget, limit=REAP_BATCH)
+        ):
+            reaped += batch
+        return reaped
+
+    # -- publishing
+    async def unpublished(self, *, limit: int) -> list[Ended]:
+        return await self._publishing.call(partial(ledger_reads.unpublished, limit=limit))
+
+    def mark_published(self, seqs: Sequence[int]) -> Future[None]:
+        return self._writer.call(partial(ledger_writes.mark_published, seqs=seqs))
