@@ -5,16 +5,27 @@ its loop goes out in one frame. Values that are already JSON (params, results, l
 never decoded on the way.
 """
 
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
+from craft_easy_jobs import definition
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.model import Scope
 
+if TYPE_CHECKING:
+    import asyncio
+
+# definition.py has this name for type checkers only; msgspec looks it up there to read JobOptions.
+vars(definition).setdefault("Scope", Scope)
+
 MAX_FRAME_BYTES = 256 * 1024 * 1024
+BEAT_SECONDS = 1.0
 _HEADER = 4
+_READ_BYTES = 256 * 1024
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
@@ -95,7 +106,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="outcome"):
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
-    """Worker → supervisor, about once a second: how late its loop is, and how many attempts it carries out."""
+    """Worker → supervisor, every BEAT_SECONDS: how late its loop was at worst since the last, and its attempts."""
 
     lag_seconds: float
     busy: int
@@ -108,8 +119,11 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def pack(messages: Sequence[ToWorker] | Sequence[ToSupervisor]) -> bytes:
-    """One frame that holds the messages in their order."""
+    """One frame that holds the messages in their order; several when they are too much for one."""
     body = _encoder.encode(messages)
+    if len(body) > MAX_FRAME_BYTES and len(messages) > 1:
+        half = len(messages) // 2
+        return pack(messages[:half]) + pack(messages[half:])
     return len(body).to_bytes(_HEADER, "big") + body
 
 
@@ -140,3 +154,105 @@ class Unpacker:
             start += size
         del self._buffer[:start]
         return frames
+
+
+class Link:
+    """One end of the socket between supervisor and worker, on an asyncio loop.
+
+    What is sent in one turn of the loop leaves in one frame. `received` is called with each frame that comes in, a
+    list of messages; `lost` once, when the other end is gone (with an empty text) or sends what is no frame.
+
+    It works on the socket itself, not on a transport, so that `flush` and `receive` act at once: a job that does not
+    let the worker's loop turn calls them through its context.
+    """
+
+    def __init__(
+        self,
+        loop: "asyncio.AbstractEventLoop",
+        sock: socket.socket,
+        kind: object,
+        received: Callable[[list[Any]], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._unpacker = Unpacker(kind)
+        self._received = received
+        self._lost = lost
+        self._outbox: list[Any] = []
+        self._unsent = memoryview(b"")
+        self._closed = False
+        sock.setblocking(False)
+        loop.add_reader(sock, self.receive)
+
+    def send(self, message: ToWorker | ToSupervisor) -> None:
+        """Put a message into the next frame; dropped when the link is closed."""
+        if self._closed:
+            return
+        if not self._outbox:
+            self._loop.call_soon(self.flush)
+        self._outbox.append(message)
+
+    def flush(self) -> None:
+        """Send what was put so far, as far as the socket takes it; the rest follows when it can."""
+        if self._outbox and not self._unsent and not self._closed:
+            self._unsent = memoryview(pack(self._outbox))
+            self._outbox.clear()
+            self._write()
+            if self._unsent:
+                self._loop.add_writer(self._sock, self._continue)
+
+    def receive(self) -> None:
+        """Take in what has arrived."""
+        if self._closed:
+            return
+        try:
+            data = self._sock.recv(_READ_BYTES)
+            frames = self._unpacker.feed(data)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._lose("")
+        except ValueError as error:
+            self._lose(str(error))
+        else:
+            for frame in frames:
+                self._received(frame)
+            if not data:
+                self._lose("")
+
+    def close(self) -> None:
+        """Drop what was not sent; twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
+
+    def finish(self) -> None:
+        """Send all that was put, however long the other end takes to read it, then close."""
+        if not self._closed:
+            self._sock.setblocking(True)
+            with suppress(OSError):
+                self._sock.sendall(bytes(self._unsent) + (pack(self._outbox) if self._outbox else b""))
+            self.close()
+
+    def _continue(self) -> None:
+        self._write()
+        if not self._unsent:
+            self._loop.remove_writer(self._sock)
+            self.flush()
+
+    def _write(self) -> None:
+        try:
+            self._unsent = self._unsent[self._sock.send(self._unsent) :]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            # The other end is gone; its last words may still be unread, so that only `receive` ends the link.
+            self._unsent = memoryview(b"")
+
+    def _lose(self, problem: str) -> None:
+        if not self._closed:
+            self.close()
+            self._lost(problem)

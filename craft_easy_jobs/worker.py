@@ -1,0 +1,96 @@
+"""The worker process: imports the jobs, says which there are, and carries out what the supervisor asks for.
+
+Started by the supervisor as `python -m craft_easy_jobs.worker`; ends with it. All that it has to say goes through one
+socket (see `wire`); what jobs print goes to stderr. Linux only.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import faulthandler
+import io
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from craft_easy_jobs.chaining import chains
+from craft_easy_jobs.definition import registry
+from craft_easy_jobs.errors import CraftEasyJobsError
+from craft_easy_jobs.loading import code_version, load_jobs
+from craft_easy_jobs.params import ParamsValidator, compile_params
+from craft_easy_jobs.wire import Catalogue, pack
+from craft_easy_jobs.workload import Workload, lose_supervisor
+
+EX_CONFIG = 78
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Work until the supervisor says that no more will come."""
+    options = _options()
+    _die_with(options.parent)
+    _prepare_process()
+    sock = socket.socket(fileno=options.fd)
+    sock.set_inheritable(False)
+    catalogue, validators = load(options.jobs)
+    sock.sendall(pack([catalogue]))
+    if catalogue.error is not None:
+        sys.exit(EX_CONFIG)
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        workload = Workload(runner.get_loop(), sock, validators, slots=options.slots)
+        while not workload.finished:
+            # A task that a job started may raise these; asyncio lets them out of the loop, its neighbours go on.
+            with suppress(SystemExit, KeyboardInterrupt):
+                workload.loop.run_forever()
+
+
+def load(modules: Sequence[str]) -> tuple[Catalogue, dict[str, ParamsValidator]]:
+    """Import the modules of jobs; what is wrong with them is in the catalogue's `error`."""
+    try:
+        load_jobs(modules)
+        jobs = [definition.options for definition in registry.values()]
+        validators = {job.name: compile_params(job.name, job.params_schema) for job in jobs if job.params_schema}
+    except CraftEasyJobsError as error:
+        return Catalogue(jobs=[], error=str(error)), {}
+    steps = {name: [step.job for step in chain.steps] for name, chain in chains.items()}
+    return Catalogue(jobs=jobs, chains=steps, code_version=code_version(modules)), validators
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="craft_easy_jobs.worker", description="Started by craft-easy-jobd only.")
+    parser.add_argument("--fd", type=int, required=True, help="socket to the supervisor")
+    parser.add_argument("--parent", type=int, required=True, help="the supervisor's pid")
+    parser.add_argument("--slots", type=int, default=1, help="attempts side by side")
+    parser.add_argument("--jobs", action="append", default=[], help="module that registers jobs")
+    return parser.parse_args()
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when the supervisor dies, however busy the loop is."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        lose_supervisor("")
+
+
+def _prepare_process() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    faulthandler.enable()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+if __name__ == "__main__":
+    main()

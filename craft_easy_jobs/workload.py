@@ -1,0 +1,293 @@
+"""The attempts that a worker carries out, each as an asyncio task with its own JobContext."""
+
+import asyncio
+import contextvars
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import get_ident
+from typing import Any, NoReturn
+
+import msgspec
+
+from craft_easy_jobs.context import JobContext
+from craft_easy_jobs.definition import JobDefinition, registry
+from craft_easy_jobs.errors import ParamProblem, ParamsError, ResultValueError, UnknownJobError
+from craft_easy_jobs.failures import describe
+from craft_easy_jobs.model import LogEntry, encode_value
+from craft_easy_jobs.params import ParamsValidator
+from craft_easy_jobs.wire import BEAT_SECONDS, Beat, Cancel, Entries, Link, Outcome, Quit, Start, Stop, ToWorker
+
+MAX_LOG_BYTES = 16 * 1024 * 1024
+MAX_RESULT_BYTES = 64 * 1024 * 1024
+MAX_ERROR_CHARACTERS = 10_000
+EX_UNAVAILABLE = 69
+
+_LOG_CUT = f"the log ends here: one attempt may write {MAX_LOG_BYTES} bytes; the job goes on"
+# The loop's lateness is sampled this often for each beat.
+_SAMPLES = 4
+# A job that does not let the loop turn is heard, and hears a stop, this often: when it logs or asks should_stop().
+_CATCH_UP_SECONDS = 0.1
+
+_encode = msgspec.json.Encoder().encode
+_decode_params = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Workload:
+    """All that the supervisor asked for and that was not reported yet.
+
+    Attributes:
+        measured: CPU time and memory of the process are those of the attempt, for there is one slot only.
+        finished: the supervisor will ask for no more, and all is reported; the loop is stopped then.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        validators: Mapping[str, ParamsValidator],
+        *,
+        slots: int,
+    ) -> None:
+        self.loop = loop
+        self.thread = get_ident()
+        self.measured = slots == 1
+        self.finished = False
+        self._validators = validators
+        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._speakers: list[Attempt] = []
+        self._quitting = False
+        self._caught_up = 0.0
+        self._clean_context = contextvars.copy_context()
+        self._link = Link(loop, sock, ToWorker, self._received, lose_supervisor)
+        self._samples = 0
+        self._lag = 0.0
+        self._sample_at = time.monotonic()
+        self._sample()
+
+    def speak(self, attempt: "Attempt") -> None:
+        """Send the attempt's entries at the end of this turn of the loop."""
+        if not self._speakers:
+            self.loop.call_soon(self._send_entries)
+        self._speakers.append(attempt)
+
+    def end(self, attempt: "Attempt", outcome: Outcome) -> None:
+        """Report an outcome, after the log."""
+        del self._attempts[outcome.run_id, outcome.token]
+        if entries := attempt.take_entries():
+            self._link.send(entries)
+        self._link.send(outcome)
+        self._finish_if_idle()
+
+    def catch_up(self) -> None:
+        """Send and receive now, if that was not done for long; called from within jobs."""
+        now = time.monotonic()
+        if now - self._caught_up < _CATCH_UP_SECONDS or get_ident() != self.thread:
+            return
+        self._caught_up = now
+        self._send_entries()
+        self._link.flush()
+        # Attempts that come in now must not inherit the context variables of the job that called.
+        self._clean_context.run(self._link.receive)
+
+    def _send_entries(self) -> None:
+        for attempt in self._speakers:
+            if entries := attempt.take_entries():
+                self._link.send(entries)
+        self._speakers.clear()
+
+    def _received(self, frame: list[Start | Stop | Cancel | Quit]) -> None:
+        for message in frame:
+            if isinstance(message, Start):
+                self._start(message)
+            elif isinstance(message, Quit):
+                self._quitting = True
+                self._finish_if_idle()
+            elif attempt := self._attempts.get((message.run_id, message.token)):
+                attempt.stop(cut=isinstance(message, Cancel))
+
+    def _start(self, start: Start) -> None:
+        try:
+            definition = registry[start.job]
+            params = self._params(start)
+        except UnknownJobError as error:
+            self._link.send(Outcome(start.run_id, start.token, **_raised("unknown_job", str(error))))
+        except ParamsError as error:
+            self._link.send(Outcome(start.run_id, start.token, **_raised("invalid_params", str(error))))
+        else:
+            attempt = self._attempts[start.run_id, start.token] = Attempt(self, start, definition, params)
+            attempt.task = self.loop.create_task(attempt.carry_out(), name=start.run_id)
+
+    def _params(self, start: Start) -> dict[str, Any]:
+        try:
+            params = _decode_params(start.params)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ParamsError(start.job, [ParamProblem("params", str(error))]) from None
+        if start.validate and start.job in self._validators:
+            self._validators[start.job].check(params)
+        return params
+
+    def _finish_if_idle(self) -> None:
+        if self._quitting and not self._attempts:
+            self.finished = True
+            self._link.finish()
+            self.loop.stop()
+
+    def _sample(self) -> None:
+        """Note how late the loop is, and send a beat when it is time."""
+        now = time.monotonic()
+        self._lag = max(self._lag, now - self._sample_at)
+        self._samples += 1
+        if self._samples % _SAMPLES == 0:
+            self._link.send(Beat(self._lag, len(self._attempts)))
+            self._lag = 0.0
+        self._sample_at = now + BEAT_SECONDS / _SAMPLES
+        self.loop.call_later(BEAT_SECONDS / _SAMPLES, self._sample)
+
+
+class Attempt:
+    """One attempt under way: its context, its task, and the log that was not sent yet."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self, workload: Workload, start: Start, definition: JobDefinition, params: dict[str, Any]) -> None:
+        self._workload = workload
+        self._start = start
+        self._definition = definition
+        self._context = _Context(
+            start.run_id,
+            start.job,
+            params,
+            start.tenant_id,
+            start.scope,
+            start.sub_tenant_ids,
+            attempt=start.attempt,
+            emit=self._emit,
+        )
+        self._context.catch_up = workload.catch_up
+        self._cut = False
+        self._log_room = MAX_LOG_BYTES
+        self._forget()
+
+    async def carry_out(self) -> None:
+        """Run the job and report how it ended; nothing that it raises comes out."""
+        usage = _Usage() if self._workload.measured else None
+        try:
+            value = await self._definition.function(self._context)
+        except BaseException as error:
+            ending = self._failed(error)
+        else:
+            ending = _returned(value)
+        if usage is not None:
+            ending |= usage.so_far()
+        # The base's method: the attempt is over and need not catch up.
+        ending["obeyed_stop"] = JobContext.should_stop(self._context)
+        self._workload.end(self, Outcome(self._start.run_id, self._start.token, **ending))
+        self._log_room = 0
+
+    def stop(self, *, cut: bool) -> None:
+        """Ask the job to stop; with `cut` cancel its task too."""
+        self._context.request_stop()
+        if cut:
+            self._cut = True
+            # Not at once: a task that is cancelled before its first step would never run, so never report.
+            self._workload.loop.call_soon(self.task.cancel)
+
+    def take_entries(self) -> Entries | None:
+        """The log since the last time, as a message; None when there is none."""
+        if not self._entries:
+            return None
+        start = self._start
+        joined = b",".join(self._entries)
+        taken = Entries(start.run_id, start.token, joined, len(self._entries), self._warnings, self._progress)
+        self._forget()
+        return taken
+
+    def _forget(self) -> None:
+        self._entries: list[bytes] = []
+        self._warnings = 0
+        self._progress: tuple[str, int | None] | None = None
+
+    def _emit(self, entry: LogEntry) -> None:
+        """Keep an entry for the next frame. Those written after the attempt ended are dropped."""
+        if get_ident() != self._workload.thread:
+            self._workload.loop.call_soon_threadsafe(self._emit, entry)
+            return
+        if self._log_room <= 0:
+            return
+        data = _encode(entry)
+        self._log_room -= len(data)
+        if self._log_room <= 0:
+            entry = {**entry, "level": "warning", "message": _LOG_CUT, "percentage": None}
+            data = _encode(entry)
+        if not self._entries:
+            self._workload.speak(self)
+        self._entries.append(data)
+        self._warnings += entry["level"] in ("warning", "error")
+        if entry["level"] == "progress":
+            self._progress = (entry["message"], entry["percentage"])
+        self._workload.catch_up()
+
+    def _failed(self, error: BaseException) -> dict[str, Any]:
+        if self._cut and isinstance(error, asyncio.CancelledError):
+            return {"kind": "cancelled"}
+        # Without our own frame, the traceback begins in the job's function.
+        return _raised("exception", describe(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)))
+
+
+class _Context(JobContext):
+    """A context that hears a stop even while its job does not let the loop turn."""
+
+    catch_up: Callable[[], None]
+
+    def should_stop(self) -> bool:
+        self.catch_up()
+        return super().should_stop()
+
+
+def _returned(value: Any) -> dict[str, Any]:
+    try:
+        data = encode_value(value)
+    except ResultValueError as error:
+        return _raised("result_invalid", str(error))
+    except Exception as error:
+        return _raised("result_invalid", f"result: cannot be read: {describe(error)}")
+    if len(data) > MAX_RESULT_BYTES:
+        problem = f"result: {len(data)} bytes of JSON, at most {MAX_RESULT_BYTES}; store it and return where"
+        return _raised("result_invalid", problem)
+    return {"kind": "returned", "result": data}
+
+
+def _raised(reason: str, error: str) -> dict[str, Any]:
+    return {"kind": "raised", "reason": reason, "error": error[:MAX_ERROR_CHARACTERS]}
+
+
+class _Usage:
+    """CPU time and memory of this process since the object was made."""
+
+    def __init__(self) -> None:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        self._cpu_seconds = time.process_time()
+
+    def so_far(self) -> dict[str, Any]:
+        return {"cpu_seconds": time.process_time() - self._cpu_seconds, "peak_rss_bytes": _peak_rss_bytes()}
+
+
+def _peak_rss_bytes() -> int | None:
+    """Peak since the last reset; `ru_maxrss` would hold what the supervisor had before exec."""
+    with suppress(OSError), open("/proc/self/status", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def lose_supervisor(problem: str) -> NoReturn:
+    """End at once: nobody would take the outcomes, and a restarted supervisor starts these runs again."""
+    if problem:
+        os.write(2, f"craft-easy-jobs worker: cannot understand the supervisor: {problem}\n".encode())
+    os._exit(EX_UNAVAILABLE)
