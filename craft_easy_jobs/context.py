@@ -4,9 +4,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from craft_easy_jobs.failures import printable
 from craft_easy_jobs.model import Level, LogEntry, Scope, timestamp, utc_now
 
 logger = logging.getLogger("craft_easy_jobs.run")
+# Without one, logging prints warnings of programs that configured nothing; the log is in the result anyway.
+logger.addHandler(logging.NullHandler())
 
 _LOGGING_LEVELS: dict[Level, int] = {
     "info": logging.INFO,
@@ -50,7 +53,7 @@ class JobContext:
         self._write("info", message)
 
     async def progress(self, message: str, percentage: int | None = None) -> None:
-        """Say how far the run is; `percentage` is 0 to 100."""
+        """Say how far the run is; `percentage` is 0 to 100, and brought into these limits if it is not."""
         self._write("progress", message, percentage)
 
     async def warning(self, message: str) -> None:
@@ -85,8 +88,8 @@ class JobContext:
         entry: LogEntry = {
             "timestamp": timestamp(utc_now()),
             "level": level,
-            "message": message if isinstance(message, str) else str(message),
-            "percentage": percentage,
+            "message": printable(message if isinstance(message, str) else str(message)),
+            "percentage": None if percentage is None else min(max(int(percentage), 0), 100),
         }
         self._logs.append(entry)
         if self._emit is not None:

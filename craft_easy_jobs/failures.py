@@ -1,10 +1,14 @@
 """Say in one line what an exception of somebody else's code was, and where in that code."""
 
 import os.path
-from types import TracebackType
+import sys
+from itertools import dropwhile
+from types import CodeType, TracebackType
 
 # Frames of these stand between us and the author's code; they are never the place.
-_MACHINERY = ("importlib", "_frozen_importlib", "asyncio", "craft_easy_jobs.loading", "craft_easy_jobs.runner")
+_MACHINERY = ("importlib", "_frozen_importlib", "asyncio", "craft_easy_jobs.loading", "craft_easy_jobs.attempting")
+
+_Frames = list[tuple[str, str, int]]
 
 
 def one_line(error: BaseException) -> str:
@@ -34,16 +38,33 @@ def place_of(traceback: TracebackType | None) -> str | None:
 
     The outermost frame is the job's or the module's own; what it called in other libraries is not where to look first.
     """
-    frames: list[tuple[str, int]] = []
+    frames: _Frames = []
     while traceback is not None:
-        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
-        if frames or not module.startswith(_MACHINERY):
-            frames.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
+        frames.append((*_home_of(traceback.tb_frame.f_globals, traceback.tb_frame.f_code), traceback.tb_lineno))
         traceback = traceback.tb_next
-    if not frames:
+    return _place(frames)
+
+
+def place_in_thread(ident: int) -> str | None:
+    """As `place_of`, for the job that a thread is executing right now; None when it is not inside one."""
+    frames: _Frames = []
+    frame = sys._current_frames().get(ident)
+    while frame is not None and frame.f_globals.get("__name__") != "craft_easy_jobs.attempting":
+        frames.insert(0, (*_home_of(frame.f_globals, frame.f_code), frame.f_lineno))
+        frame = frame.f_back
+    return None if frame is None else _place(frames)
+
+
+def _home_of(names: dict[str, object], code: CodeType) -> tuple[str, str]:
+    return str(names.get("__name__", "")), code.co_filename
+
+
+def _place(frames: _Frames) -> str | None:
+    own = list(dropwhile(lambda frame: frame[0].startswith(_MACHINERY), frames))
+    if not own:
         return None
-    home = os.path.dirname(frames[0][0])
-    file, line = next(frame for frame in reversed(frames) if _belongs(frame[0], home))
+    home = os.path.dirname(own[0][1])
+    _, file, line = next(frame for frame in reversed(own) if _belongs(frame[1], home))
     return f"{file}:{line}"
 
 
