@@ -67,8 +67,9 @@ def leaves_nothing_behind() -> Iterator[None]:
             wait_until(lambda: not _belongings().leaked(before), within=2.0)
     except AssertionError:
         now = _belongings()
+        leaked = now.leaked(before)
         kill_all(now.processes - before.processes)
-        pytest.fail("left behind: " + "; ".join(now.leaked(before)), pytrace=False)
+        pytest.fail("left behind: " + "; ".join(leaked), pytrace=False)
     assert after == handlers, "the test changed signal handlers and did not restore them"
 
 

@@ -3,14 +3,13 @@
 import http.client
 import json
 import os
-import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,8 +37,11 @@ class DaemonProcess:
         self._scratch = Path(tempfile.mkdtemp(prefix="jobd-"))
         self._log = self._scratch / "stderr"
         self._mark = f"{MARK}={uuid.uuid4().hex}"
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(self._scratch / "notify"))
+        # A thread, because the kernel keeps only a few datagrams for a reader that is late.
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         name, _, value = self._mark.partition("=")
         self._env = {**os.environ, **(env or {}), name: value, "NOTIFY_SOCKET": str(self._scratch / "notify")}
 
@@ -57,16 +59,17 @@ class DaemonProcess:
 
     def wait_notice(self, notice: str, *, within: float = 10.0) -> None:
         """Wait until the daemon has sent a line to its service manager, such as STOPPING=1, since its start."""
-        deadline = time.monotonic() + within
-        while notice not in self._received():
-            if self.process is None or self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"daemon: no {notice} within {within} s or before its end\n{self.log}")
-            select.select([self._notify], [], [], 0.1)
+        wait_until(lambda: notice in self.notices or self._ended, within=within)
+        if notice not in self.notices:
+            raise AssertionError(f"daemon: it ended without {notice}\n{self.log}")
 
-    def _received(self) -> list[str]:
-        while select.select([self._notify], [], [], 0)[0]:
-            self.notices += self._notify.recv(4096).decode().splitlines()
-        return self.notices
+    def _listen(self) -> None:
+        while said := self._notify.recv(4096):
+            self.notices += said.decode().splitlines()
+
+    @property
+    def _ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
 
     @property
     def pid(self) -> int:
@@ -109,7 +112,10 @@ class DaemonProcess:
                 os.killpg(self.pid, signal.SIGKILL)
             self.process.wait()
             kill_all({*left, *carrying(self._mark)})
-        self._notify.close()
+        if self._listener.is_alive():
+            self._notify.sendto(b"", self._notify.getsockname())
+            self._listener.join()
+            self._notify.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     # -- requests and results
