@@ -1,0 +1,61 @@
+"""Jobs and chains as `craft-easy-job list` shows them: for people and for programs."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from craft_easy_jobs.chaining import Chain, start_order, unregistered
+from craft_easy_jobs.definition import JobOptions, Registry
+from craft_easy_jobs.params import full_schema, properties_of
+from craft_easy_jobs.terminal import clean
+
+_SHOWN = ("enum", "const", "pattern", "format", "minimum", "maximum", "minLength", "maxLength", "default")
+
+
+def as_document(jobs: Iterable[JobOptions], chains: Mapping[str, Chain]) -> dict[str, Any]:
+    """`{"jobs": [...], "chains": [...]}`; a job has its options, and its parameters by name."""
+    return {
+        "jobs": [asdict(job) | {"parameters": properties_of(job.params_schema)} for job in jobs],
+        "chains": [
+            {"name": chain.name, "description": chain.description, "steps": [asdict(step) for step in chain.steps]}
+            for chain in chains.values()
+        ],
+    }
+
+
+def as_text(jobs: Iterable[JobOptions], chains: Mapping[str, Chain]) -> Iterator[str]:
+    """Lines for a terminal."""
+    for job in jobs:
+        yield clean(f"{job.name}  {job.description}".rstrip())
+        yield f"    {_options(job)}"
+        required = full_schema(job.params_schema).get("required", [])
+        for name, schema in properties_of(job.params_schema).items():
+            yield clean(f"    -p {name}: {_parameter(schema, name in required)}")
+    for chain in chains.values():
+        yield clean(f"chain {chain.name}  {chain.description}".rstrip())
+        yield clean(f"    {', '.join(start_order(chain))}")
+
+
+def missing_steps(chains: Mapping[str, Chain], registry: Registry) -> list[str]:
+    """A sentence for each step whose job is not registered."""
+    return [
+        f"chain {chain.name!r} at {chain.source}: the job {job!r} of a step is not registered"
+        for chain in chains.values()
+        for job in unregistered(chain, registry)
+    ]
+
+
+def _options(job: JobOptions) -> str:
+    parts = [f"timeout {job.timeout_seconds} s", f"retries {job.retries}", f"scope {job.scope}"]
+    parts += ["per tenant"] if job.per_tenant else []
+    return ", ".join([*parts, f"isolation {job.isolation}"])
+
+
+def _parameter(schema: dict[str, Any], required: bool) -> str:
+    kind = schema.get("type", "any")
+    facts = [kind if isinstance(kind, str) else " or ".join(kind)]
+    facts += ["required"] if required else []
+    facts += [f"{key} {json.dumps(schema[key], ensure_ascii=False)}" for key in _SHOWN if key in schema]
+    about = schema.get("description")
+    return ", ".join(facts) + (f" - {about}" if about else "")
