@@ -12,7 +12,7 @@ import msgspec
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.ledger import Ended, Run
 from craft_easy_jobd.ledger_rows import SELECT_RUNS, run_of
-from craft_easy_jobd.ledger_schema import LIVE, codes, open_reader
+from craft_easy_jobd.ledger_schema import LIVE, open_reader, state_is
 from craft_easy_jobd.states import FINAL, RunState
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def find(
 def _state_terms(states: frozenset[RunState]) -> list[str]:
     if not states:
         return []
-    return [f"state IN {codes(states)}", *([] if states & FINAL else [LIVE])]
+    return [state_is(*states), *([] if states & FINAL else [LIVE])]
 
 
 def read_log(db: sqlite3.Connection, run_id: str, after: int, limit: int) -> tuple[bytes, int]:

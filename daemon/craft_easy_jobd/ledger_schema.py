@@ -24,15 +24,16 @@ CODES: dict[RunState, int] = {
 STATES = {code: state for state, code in CODES.items()}
 
 
-def codes(states: Collection[RunState]) -> str:
-    """The states' numbers as an SQL list."""
-    return "(" + ", ".join(str(code) for code in sorted(CODES[state] for state in states)) + ")"
+def state_is(*states: RunState) -> str:
+    """SQL that is true of runs in one of the states; the same text for the same states, whatever their order."""
+    numbers = sorted(CODES[state] for state in states)
+    return f"state = {numbers[0]}" if len(numbers) == 1 else f"state IN ({', '.join(map(str, numbers))})"
 
 
 TIMED = frozenset({RunState.SCHEDULED, RunState.RETRYING})
 # SQLite uses a partial index only where the query repeats the index's condition word for word.
 LIVE = "state < 6"
-DUE = f"state IN {codes(TIMED)}"
+DUE = state_is(*TIMED)
 
 # What changes often stays out of the wide rows of `runs`: the log's totals stand in its last chunk, and what is not
 # yet published in a table of its own. Big values come last, so that a look at the other columns does not read them.
@@ -72,7 +73,7 @@ CREATE TABLE runs (
 ) STRICT;
 CREATE INDEX runs_live ON runs (state, isolation, priority DESC, seq) WHERE {LIVE};
 CREATE INDEX runs_due ON runs (next_at) WHERE {DUE};
-CREATE INDEX runs_failed ON runs (seq) WHERE state = {CODES[RunState.FAILED]};
+CREATE INDEX runs_failed ON runs (seq) WHERE {state_is(RunState.FAILED)};
 CREATE INDEX runs_job ON runs (job);
 CREATE INDEX runs_tenant ON runs (tenant_id) WHERE tenant_id IS NOT NULL;
 CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL;
@@ -106,8 +107,8 @@ END;
 
 def move(target: RunState, changes: str, where: str, *, among: Collection[RunState] = WAITING | ACTIVE | FINAL) -> str:
     """SQL that moves runs to `target`: only from states that TRANSITIONS allows, and of these only `among`."""
-    allowed = codes(sources(target).intersection(among))
-    return f"UPDATE runs SET state = {CODES[target]}, {changes} WHERE {where} AND state IN {allowed}"  # noqa: S608
+    allowed = state_is(*sources(target).intersection(among))
+    return f"UPDATE runs SET state = {CODES[target]}, {changes} WHERE {where} AND {allowed}"  # noqa: S608
 
 
 def open_writer(path: Path) -> sqlite3.Connection:

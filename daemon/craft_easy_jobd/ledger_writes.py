@@ -8,7 +8,7 @@ from msgspec.structs import astuple
 from craft_easy_jobd.interruptions import after_interruption
 from craft_easy_jobd.ledger import Again, Lease, LogChunk, Result, RunSpec, Submitted
 from craft_easy_jobd.ledger_rows import LEASE, RESULT, SPEC, lease_of
-from craft_easy_jobd.ledger_schema import CODES, DUE, LIVE, STATES, TIMED, codes, move
+from craft_easy_jobd.ledger_schema import CODES, DUE, LIVE, STATES, TIMED, move, state_is
 from craft_easy_jobd.states import ACTIVE, FINAL, WAITING, RunState
 from craft_easy_jobs.definition import Isolation
 
@@ -20,7 +20,7 @@ _ADD = (
 _LEASED = "run_id = ? AND token = ?"
 _WAKE = move(RunState.QUEUED, "next_at = NULL", "next_at <= ?", among=TIMED)
 _NEXT = (
-    f"SELECT seq FROM runs WHERE {LIVE} AND state = {CODES[RunState.QUEUED]} AND isolation = ? "  # noqa: S608
+    f"SELECT seq FROM runs WHERE {LIVE} AND {state_is(RunState.QUEUED)} AND isolation = ? "  # noqa: S608
     "ORDER BY priority DESC, seq LIMIT ?"
 )
 _START = "token = token + 1, attempt = attempt + 1, started_at = coalesce(started_at, ?)"
@@ -44,11 +44,11 @@ _AGAIN = {
 _TOTAL = "coalesce((SELECT {0} FROM log WHERE log.seq = runs.seq ORDER BY upto DESC LIMIT 1), 0) + ?"
 _LOG = (
     f"INSERT INTO log SELECT seq, {_TOTAL.format('upto')}, {_TOTAL.format('warnings')}, ? FROM runs "  # noqa: S608
-    f"WHERE {_LEASED} AND state IN {codes(ACTIVE)}"
+    f"WHERE {_LEASED} AND {state_is(*ACTIVE)}"
 )
 _ABANDONED = (
     "SELECT run_id, token, attempt, interruptions, on_interrupt, cancel_requested, started_at "  # noqa: S608
-    f"FROM runs WHERE {LIVE} AND state IN {codes(ACTIVE)} LIMIT ?"
+    f"FROM runs WHERE {LIVE} AND {state_is(*ACTIVE)} LIMIT ?"
 )
 
 

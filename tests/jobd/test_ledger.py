@@ -1,0 +1,509 @@
+"""What every ledger must do, whatever it is made of; a second implementation is one line in IMPLEMENTATIONS."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from craft_easy_jobd import sqlite_ledger
+from craft_easy_jobd.errors import LedgerError
+from craft_easy_jobd.interruptions import after_interruption
+from craft_easy_jobd.ledger import Again, Lease, Ledger, LogChunk, Result, RunSpec
+from craft_easy_jobd.sqlite_ledger import SqliteLedger
+from craft_easy_jobd.states import FINAL, TRANSITIONS, RunState
+
+S = RunState
+START = 1_700_000_000.0
+
+
+class Clock:
+    """Unix seconds that move only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Path, Clock], Ledger]] = {
+    "sqlite": lambda folder, clock: SqliteLedger(folder / "ledger.db", clock=clock),
+}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+def make(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Callable[[], Ledger]:
+    """Ledgers on one and the same store."""
+    return lambda: request.param(tmp_path, clock)
+
+
+@pytest.fixture
+async def ledger(make: Callable[[], Ledger]) -> AsyncIterator[Ledger]:
+    ledger = make()
+    await ledger.open()
+    yield ledger
+    await ledger.close()
+
+
+def spec(run_id: str, **fields: object) -> RunSpec:
+    return RunSpec(run_id=run_id, job="settle", **fields)  # type: ignore[arg-type]
+
+
+def ended(state: RunState = S.COMPLETED, reason: str | None = None, attempts: int = 1) -> Result:
+    return Result(state, reason, b'{"processed":42}', None, START + 1, START + 2, attempts, 0.5, 1 << 20, "w1", "v1")
+
+
+async def started(ledger: Ledger, run_id: str = "a", **fields: object) -> Lease:
+    await ledger.submit([spec(run_id, **fields)])
+    (lease,) = await ledger.claim(1, isolation=fields.get("isolation", "shared"))  # type: ignore[arg-type]
+    return lease
+
+
+async def state_of(ledger: Ledger, run_id: str) -> RunState:
+    run = await ledger.get(run_id)
+    assert run is not None
+    return run.state
+
+
+def present(ledger: Ledger) -> dict[RunState, int]:
+    assert set(ledger.counts) == set(RunState)
+    return {state: runs for state, runs in ledger.counts.items() if runs}
+
+
+# -- submit
+
+
+async def test_a_run_is_kept_as_it_was_admitted(ledger: Ledger, clock: Clock) -> None:
+    full = RunSpec(
+        run_id="full",
+        job="Rechnung ü",
+        params=b'{"n":1}',
+        tenant_id="t1",
+        scope="parent_tenant",
+        priority=-5,
+        not_before=START + 9.25,
+        isolation="process",
+        on_interrupt="fail",
+        validate=False,
+        requested_by="uid 1000",
+        parent_run_id="parent",
+    )
+    await ledger.submit([full])
+    run = await ledger.get("full")
+    assert run is not None
+    assert run.spec == full
+    assert run.spec.validate is False
+    assert (run.state, run.next_at, run.requested_at) == (S.SCHEDULED, START + 9.25, START)
+    assert (run.attempt, run.token, run.result, run.published, run.log_count) == (0, 0, None, False, 0)
+    clock.now = START + 10
+    (lease,) = await ledger.claim(5, isolation="process")
+    assert lease == Lease("full", 1, 1, 0, 0, full)
+
+
+async def test_submit_is_idempotent_by_run_id(ledger: Ledger) -> None:
+    assert await ledger.submit([spec("a", priority=1)]) == [("a", S.QUEUED, False)]
+    await ledger.claim(1)
+    again = await ledger.submit([spec("b"), spec("a", priority=2), spec("c"), spec("b"), spec("a")])
+    assert again == [
+        ("b", S.QUEUED, False),
+        ("a", S.RUNNING, True),
+        ("c", S.QUEUED, False),
+        ("b", S.QUEUED, True),
+        ("a", S.RUNNING, True),
+    ]
+    run = await ledger.get("a")
+    assert run is not None
+    assert run.spec.priority == 1
+    assert present(ledger) == {S.RUNNING: 1, S.QUEUED: 2}
+    assert await ledger.submit([]) == []
+
+
+async def test_an_operation_that_cannot_be_carried_out_fails_alone(ledger: Ledger) -> None:
+    good = ledger.submit([spec("good")])
+    bad = ledger.submit([spec("half"), spec("bad", requested_by="lone surrogate \ud800")])
+    after = ledger.submit([spec("after")])
+    with pytest.raises(UnicodeEncodeError):
+        await bad
+    assert [(await future)[0].state for future in (good, after)] == [S.QUEUED, S.QUEUED]
+    assert await ledger.get("half") is None
+    assert present(ledger) == {S.QUEUED: 2}
+
+
+async def test_a_caller_that_gives_up_disturbs_nobody(ledger: Ledger) -> None:
+    gone = asyncio.ensure_future(ledger.submit([spec("a")]))
+    other = ledger.submit([spec("b")])
+    gone.cancel()
+    await other
+    assert present(ledger) == {S.QUEUED: 2}
+
+
+# -- claim
+
+
+async def test_highest_priority_first_then_oldest(ledger: Ledger) -> None:
+    await ledger.submit([spec("a"), spec("b", priority=5), spec("c"), spec("d", priority=5), spec("e", priority=-1)])
+    assert [lease.run_id for lease in await ledger.claim(3)] == ["b", "d", "a"]
+    assert await ledger.claim(0) == []
+    assert [lease.run_id for lease in await ledger.claim(9)] == ["c", "e"]
+    assert await ledger.claim(9) == []
+
+
+async def test_each_isolation_has_its_own_queue(ledger: Ledger) -> None:
+    await ledger.submit([spec("a", isolation="process"), spec("b")])
+    assert [lease.run_id for lease in await ledger.claim(9)] == ["b"]
+    assert [lease.run_id for lease in await ledger.claim(9, isolation="process")] == ["a"]
+
+
+async def test_admitted_and_claimed_in_one_turn(ledger: Ledger) -> None:
+    submitted, claimed = ledger.submit([spec("a")]), ledger.claim(1)
+    assert [lease.run_id for lease in await claimed] == ["a"]
+    assert await submitted == [("a", S.QUEUED, False)]
+
+
+async def test_a_scheduled_run_starts_when_its_time_has_come(ledger: Ledger, clock: Clock) -> None:
+    await ledger.submit([spec("late", not_before=START + 20), spec("soon", not_before=START + 10), spec("now")])
+    assert ledger.next_due == START + 10
+    assert [lease.run_id for lease in await ledger.claim(9)] == ["now"]
+    clock.now = START + 10
+    assert [lease.run_id for lease in await ledger.claim(9)] == ["soon"]
+    assert ledger.next_due == START + 20
+    assert present(ledger) == {S.RUNNING: 2, S.SCHEDULED: 1}
+    clock.now = START + 21
+    await ledger.claim(9)
+    assert ledger.next_due is None
+    run = await ledger.get("soon")
+    assert run is not None
+    assert (run.next_at, run.started_at) == (None, START + 10)
+
+
+# -- finish, retry and their fences
+
+
+async def test_finish_keeps_the_result(ledger: Ledger) -> None:
+    lease = await started(ledger)
+    result = ended(S.FAILED, "exception")._replace(error="ValueError: no")
+    assert await ledger.finish([(lease, result)]) == [True]
+    run = await ledger.get("a")
+    assert run is not None
+    assert run.result == result
+    assert (run.state, run.reason, run.published) == (S.FAILED, "exception", False)
+    assert present(ledger) == {S.FAILED: 1}
+
+
+async def test_a_run_ends_once(ledger: Ledger) -> None:
+    lease = await started(ledger)
+    late = ended(S.FAILED, "timed_out")
+    assert await ledger.finish([(lease, ended()), (lease, late)]) == [True, False]
+    assert await ledger.finish([(lease, late)]) == [False]
+    assert await state_of(ledger, "a") is S.COMPLETED
+    assert len(await ledger.unpublished(limit=9)) == 1
+
+
+async def test_successors_come_in_with_the_finish_and_not_without_it(ledger: Ledger) -> None:
+    lease = await started(ledger)
+    assert await ledger.finish([(lease, ended())], then=[spec("b", parent_run_id="a")]) == [True]
+    assert await state_of(ledger, "b") is S.QUEUED
+    assert await ledger.finish([(lease, ended())], then=[spec("c")]) == [False]
+    assert await ledger.get("c") is None
+    (other,) = await ledger.claim(1)
+    assert await ledger.finish([(lease, ended()), (other, ended())], then=[spec("d")]) == [False, True]
+    assert await state_of(ledger, "d") is S.QUEUED
+
+
+async def test_retry_counts_failures_and_interruptions(ledger: Ledger, clock: Clock) -> None:
+    first = await started(ledger)
+    assert await ledger.retry([Again(first, "exception", "boom", delay_seconds=5)]) == [True]
+    run = await ledger.get("a")
+    assert run is not None
+    assert (run.state, run.reason, run.failures, run.next_at) == (S.RETRYING, "exception", 1, START + 5)
+    assert ledger.next_due == START + 5
+    assert await ledger.claim(1) == []
+    clock.now += 5
+    (second,) = await ledger.claim(1)
+    assert (second.token, second.attempt, second.failures, second.interruptions) == (2, 2, 1, 0)
+    assert await ledger.retry([Again(second, "worker_lost", None, interrupted=True, isolation="process")]) == [True]
+    assert await ledger.claim(1) == []
+    (third,) = await ledger.claim(1, isolation="process")
+    assert (third.attempt, third.failures, third.interruptions, third.spec.isolation) == (3, 1, 1, "process")
+    run = await ledger.get("a")
+    assert run is not None
+    assert (run.started_at, run.reason) == (START, "worker_lost")
+
+
+async def test_what_is_said_with_an_old_token_is_refused(ledger: Ledger) -> None:
+    old = await started(ledger)
+    await ledger.retry([Again(old, "exception", None)])
+    (new,) = await ledger.claim(1)
+    assert new.token > old.token
+    assert await ledger.finish([(old, ended())]) == [False]
+    assert await ledger.retry([Again(old, "exception", None)]) == [False]
+    await ledger.log([LogChunk("a", old.token, b'{"n":1}', 1, 0)])
+    run = await ledger.get("a")
+    assert run is not None
+    assert (run.state, run.failures, run.log_count) == (S.RUNNING, 1, 0)
+    assert await ledger.finish([(new, ended(attempts=2))]) == [True]
+
+
+async def test_a_lease_ends_with_its_attempt(ledger: Ledger) -> None:
+    lease = await started(ledger)
+    await ledger.retry([Again(lease, "exception", None, delay_seconds=60)])
+    assert await ledger.retry([Again(lease, "exception", None)]) == [False]
+    assert await ledger.finish([(lease, ended(S.FAILED, "exception"))]) == [False]
+    assert await state_of(ledger, "a") is S.RETRYING
+
+
+# -- cancel
+
+
+async def test_cancel_ends_what_waits(ledger: Ledger, clock: Clock) -> None:
+    again = await started(ledger, "again")
+    await ledger.retry([Again(again, "exception", "boom", delay_seconds=60)])
+    await ledger.submit([spec("queued"), spec("scheduled", not_before=START + 60)])
+    clock.now += 1
+    for run_id, attempts in (("queued", 0), ("scheduled", 0), ("again", 1)):
+        assert await ledger.cancel(run_id) is S.FAILED
+        run = await ledger.get(run_id)
+        assert run is not None
+        error = "cancelled before it started"
+        now = START + 1
+        assert run.result == Result(S.FAILED, "cancelled", b"null", error, now, now, attempts)
+    assert ledger.next_due is None
+    assert len(await ledger.unpublished(limit=9)) == 3
+
+
+async def test_cancel_marks_what_is_active_and_leaves_what_has_ended(ledger: Ledger) -> None:
+    lease = await started(ledger)
+    assert await ledger.cancel("a") is S.STOPPING
+    assert await ledger.cancel("a") is S.STOPPING
+    run = await ledger.get("a")
+    assert run is not None
+    assert run.cancel_requested is True
+    assert await ledger.finish([(lease, ended(reason="stopped"))]) == [True]
+    assert await ledger.cancel("a") is S.COMPLETED
+    assert await ledger.cancel("nobody") is None
+    assert present(ledger) == {S.COMPLETED: 1}
+
+
+# -- the law
+
+
+async def _into(ledger: Ledger, state: RunState, clock: Clock) -> Lease:
+    """A run in this state, and the lease that it had or could have."""
+    at = START + 60 if state is S.SCHEDULED else None
+    await ledger.submit([spec("a", not_before=at)])
+    if state in (S.SCHEDULED, S.QUEUED):
+        return Lease("a", 0, 1, 0, 0, spec("a"))
+    (lease,) = await ledger.claim(1)
+    if state is S.STOPPING:
+        await ledger.cancel("a")
+    elif state is S.RETRYING:
+        await ledger.retry([Again(lease, "exception", None, delay_seconds=60)])
+    elif state in FINAL:
+        await ledger.finish([(lease, ended(state))])
+    return lease
+
+
+OPERATIONS: dict[str, Callable[[Ledger, Lease], object]] = {
+    "submit": lambda ledger, lease: ledger.submit([spec("a")]),
+    "claim": lambda ledger, lease: ledger.claim(1),
+    "complete": lambda ledger, lease: ledger.finish([(lease, ended())]),
+    "fail": lambda ledger, lease: ledger.finish([(lease, ended(S.FAILED))]),
+    "requeue": lambda ledger, lease: ledger.retry([Again(lease, "exception", None)]),
+    "delay": lambda ledger, lease: ledger.retry([Again(lease, "exception", None, delay_seconds=1)]),
+    "cancel": lambda ledger, lease: ledger.cancel("a"),
+    "reap": lambda ledger, lease: ledger.reap(budget=3),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("state", [state for state in RunState if state is not S.HELD])
+async def test_no_operation_moves_a_run_against_the_table(
+    ledger: Ledger, clock: Clock, state: RunState, operation: str
+) -> None:
+    lease = await _into(ledger, state, clock)
+    assert await state_of(ledger, "a") is state
+    await OPERATIONS[operation](ledger, lease)  # type: ignore[misc]
+    after = await state_of(ledger, "a")
+    assert after is state or after in TRANSITIONS[state]
+    assert present(ledger) == {after: 1}
+
+
+# -- reap
+
+
+@pytest.mark.parametrize(
+    ("on_interrupt", "interruptions", "cancel_requested", "verdict"),
+    [
+        ("retry", 1, False, "again"),
+        ("retry", 3, False, "again"),
+        ("retry", 4, False, "interrupted"),
+        ("fail", 1, False, "interrupted"),
+        ("retry", 1, True, "cancelled"),
+        ("fail", 9, True, "cancelled"),
+    ],
+)
+def test_after_interruption(on_interrupt, interruptions, cancel_requested, verdict) -> None:  # type: ignore[no-untyped-def]
+    assert after_interruption(on_interrupt, interruptions, 3, cancel_requested) == verdict
+
+
+async def test_reap_settles_what_a_dead_owner_left(ledger: Ledger, clock: Clock) -> None:
+    await ledger.submit([spec("again"), spec("once", on_interrupt="fail"), spec("stopped"), spec("ended")])
+    leases = {lease.run_id: lease for lease in await ledger.claim(9)}
+    await ledger.submit([spec("queued")])
+    await ledger.cancel("stopped")
+    await ledger.finish([(leases["ended"], ended())])
+    clock.now += 30
+    assert await ledger.reap(budget=3) == 3
+    again, once, stopped = [await ledger.get(run_id) for run_id in ("again", "once", "stopped")]
+    assert again is not None
+    assert once is not None
+    assert stopped is not None
+    assert (again.state, again.reason, again.interruptions, again.failures) == (S.QUEUED, "interrupted", 1, 0)
+    assert (once.state, once.reason) == (S.FAILED, "interrupted")
+    assert (stopped.state, stopped.reason) == (S.FAILED, "cancelled")
+    assert once.result is not None
+    assert (once.result.started_at, once.result.completed_at, once.result.attempts) == (START, START + 30, 1)
+    assert await ledger.finish([(leases["again"], ended())]) == [False]
+    assert await ledger.reap(budget=3) == 0
+
+
+async def test_the_interruption_after_the_budget_fails_the_run(ledger: Ledger) -> None:
+    await ledger.submit([spec("a")])
+    for _ in range(3):
+        await ledger.claim(1)
+        assert await ledger.reap(budget=3) == 1
+        assert await state_of(ledger, "a") is S.QUEUED
+    await ledger.claim(1)
+    await ledger.reap(budget=3)
+    run = await ledger.get("a")
+    assert run is not None
+    assert (run.state, run.reason, run.attempt) == (S.FAILED, "interrupted", 4)
+
+
+async def test_reap_goes_on_until_nothing_is_left(ledger: Ledger) -> None:
+    many = sqlite_ledger.REAP_BATCH * 2 + 1
+    await ledger.submit([spec(f"r{n}") for n in range(many)])
+    await ledger.claim(many)
+    assert await ledger.reap(budget=3) == many
+    assert present(ledger) == {S.QUEUED: many}
+
+
+# -- log
+
+
+async def test_the_log_of_all_attempts_in_order(ledger: Ledger) -> None:
+    first = await started(ledger)
+    chunks = [
+        LogChunk("a", 1, b'{"n":1},{"n":2}', 2, 1),
+        LogChunk("a", 1, b'{"n":3}', 1, 0),
+        LogChunk("a", 1, b"", 0, 0),
+    ]
+    await ledger.log(chunks)
+    await ledger.retry([Again(first, "exception", None)])
+    await ledger.claim(1)
+    await ledger.log([LogChunk("a", 2, b'{"n":4},{"n":5}', 2, 2), LogChunk("nobody", 1, b'{"n":9}', 1, 0)])
+    run = await ledger.get("a")
+    assert run is not None
+    assert (run.log_count, run.warnings) == (5, 3)
+
+    async def numbers(after: int = 0, limit: int = 1000) -> tuple[list[int], int]:
+        entries, upto = await ledger.read_log("a", after=after, limit=limit)
+        return [entry["n"] for entry in json.loads(entries)], upto
+
+    assert await numbers() == ([1, 2, 3, 4, 5], 5)
+    assert await numbers(limit=1) == ([1, 2], 2)
+    assert await numbers(after=2, limit=2) == ([3, 4, 5], 5)
+    assert await numbers(after=1, limit=2) == ([2, 3], 3)
+    assert await numbers(after=4) == ([5], 5)
+    assert await numbers(after=5) == ([], 5)
+    assert await ledger.read_log("nobody") == (b"[]", 0)
+
+
+# -- find
+
+
+async def test_find_filters_and_pages(ledger: Ledger) -> None:
+    for n in range(10):
+        fields = {"tenant_id": f"t{n % 2}", "parent_run_id": "p" if n > 7 else None}
+        await ledger.submit([RunSpec(run_id=f"r{n}", job=f"j{n % 3}", **fields)])  # type: ignore[arg-type]
+    await ledger.finish(
+        [(lease, ended(S.FAILED if lease.run_id == "r1" else S.COMPLETED)) for lease in await ledger.claim(4)]
+    )
+    await ledger.claim(1)
+
+    async def names(**wanted: object) -> list[str]:
+        return [run.spec.run_id for run in await ledger.find(**wanted)]  # type: ignore[arg-type]
+
+    assert await names() == [f"r{n}" for n in range(9, -1, -1)]
+    assert await names(job="j0") == ["r9", "r6", "r3", "r0"]
+    assert await names(tenant="t1", limit=2) == ["r9", "r7"]
+    assert await names(parent="p") == ["r9", "r8"]
+    assert await names(states=[S.FAILED]) == ["r1"]
+    assert await names(states=[S.FAILED, S.RUNNING]) == ["r4", "r1"]
+    assert await names(states=[S.QUEUED], job="j1") == ["r7"]
+    assert await names(job="none") == []
+    assert await names(limit=0) == []
+    page = await ledger.find(limit=4)
+    assert await names(after=page[-1].seq, limit=3) == ["r5", "r4", "r3"]
+    assert await ledger.get("none") is None
+
+
+# -- publishing
+
+
+async def test_what_has_ended_is_unpublished_until_it_is_marked(ledger: Ledger) -> None:
+    await ledger.submit([spec("a"), spec("b"), spec("c")])
+    leases = await ledger.claim(2)
+    await ledger.log([LogChunk("a", 1, b'{"n":1}', 1, 0), LogChunk("a", 1, b'{"n":2}', 1, 0)])
+    await ledger.finish([(lease, ended()) for lease in reversed(leases)])
+    a, b = await ledger.unpublished(limit=9)
+    assert (a.run.spec.run_id, a.logs, a.run.result) == ("a", b'[{"n":1},{"n":2}]', ended())
+    assert (b.run.spec.run_id, b.logs) == ("b", b"[]")
+    assert [one.run.seq for one in await ledger.unpublished(limit=1)] == [a.run.seq]
+    await ledger.mark_published([a.run.seq])
+    await ledger.mark_published([a.run.seq])
+    assert [one.run.seq for one in await ledger.unpublished(limit=9)] == [b.run.seq]
+    run = await ledger.get("a")
+    assert run is not None
+    assert run.published is True
+
+
+# -- open and close
+
+
+async def test_everything_is_there_after_close_and_open(make: Callable[[], Ledger]) -> None:
+    first = make()
+    await first.open()
+    await started(first, "a")
+    await first.log([LogChunk("a", 1, b'{"n":1}', 1, 1)])
+    closing = first.submit([spec("b", not_before=START + 7), spec("c")])
+    before = await first.get("a")
+    await first.close()
+    assert len(await closing) == 2
+    second = make()
+    await second.open()
+    assert (second.counts, second.next_due) == (first.counts, START + 7)
+    assert await second.get("a") == before
+    assert await second.read_log("a") == (b'[{"n":1}]', 1)
+    assert [lease.run_id for lease in await second.claim(1)] == ["c"]
+    await second.close()
+
+
+async def test_a_closed_ledger_says_so(make: Callable[[], Ledger]) -> None:
+    ledger = make()
+    await ledger.close()
+    ledger = make()
+    await ledger.open()
+    await asyncio.gather(ledger.close(), ledger.close())
+    await ledger.close()
+    with pytest.raises(LedgerError, match="closed"):
+        await ledger.submit([spec("a")])
+    with pytest.raises(LedgerError, match="closed"):
+        await ledger.get("a")

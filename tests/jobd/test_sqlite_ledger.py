@@ -1,0 +1,394 @@
+"""What is particular to the SQLite ledger: its file, its commits, its faults."""
+
+import asyncio
+import os
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from craft_easy_jobd import ledger_reads, ledger_schema, ledger_writes
+from craft_easy_jobd.errors import LedgerError
+from craft_easy_jobd.ledger import LogChunk, Result, RunSpec
+from craft_easy_jobd.sqlite_ledger import SqliteLedger
+from craft_easy_jobd.states import ACTIVE, FINAL, TRANSITIONS, RunState
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    await ledger.open()
+    yield ledger
+    await ledger.close()
+
+
+def spec(run_id: str, params: bytes = b"{}") -> RunSpec:
+    return RunSpec(run_id=run_id, job="settle", params=params)
+
+
+def result() -> Result:
+    return Result(RunState.COMPLETED, None, b"{}", None, 1.0, 2.0, 1)
+
+
+async def refused(path: Path) -> str:
+    """What open says of a file that it must not take."""
+    ledger = SqliteLedger(path)
+    with pytest.raises(LedgerError) as caught:
+        await ledger.open()
+    await ledger.close()
+    return str(caught.value)
+
+
+# -- the file
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_bytes(b"what is this? " * 100)
+    text = await refused(path)
+    assert str(path) in text
+    assert "move the file away" in text
+    assert path.read_bytes() == b"what is this? " * 100
+
+
+async def test_a_database_of_somebody_else(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE theirs (x)")
+    before = path.read_bytes()
+    assert "no ledger of ours" in await refused(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_ledger_of_a_later_version(ledger: SqliteLedger, tmp_path: Path) -> None:
+    await ledger.close()
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 999")
+    text = await refused(path)
+    assert "later version" in text
+    assert "999" in text
+
+
+async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert "its folder must exist" in await refused(tmp_path / "nowhere" / "ledger.db")
+
+
+@contextmanager
+def _another_user() -> Iterator[None]:
+    """Root may write read-only files; somebody else may not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+async def test_a_file_that_cannot_be_written(short_dir: Path) -> None:
+    path = short_dir / "ledger.db"
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    await ledger.close()
+    path.chmod(0o444)
+    short_dir.chmod(0o555)
+    with _another_user():
+        text = await refused(path)
+    short_dir.chmod(0o700)
+    assert "writable" in text
+
+
+async def test_a_file_that_another_program_holds(ledger: SqliteLedger, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    with closing(other):
+        await ledger._writer.call(lambda db: db.execute("PRAGMA busy_timeout = 1") and None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="another program holds it"):
+            await ledger.submit([spec("a")])
+        other.execute("ROLLBACK")
+    assert ledger.broken is None
+    await ledger.submit([spec("a")])
+
+
+async def test_the_file_is_durable_and_closed_whole(ledger: SqliteLedger, tmp_path: Path) -> None:
+    asked = ["journal_mode", "synchronous"]
+    answers = await ledger._writer.call(lambda db: [db.execute(f"PRAGMA {name}").fetchone()[0] for name in asked])
+    assert answers == ["wal", 2]
+    await ledger.submit([spec("a")])
+    await ledger.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.db"]
+
+
+async def test_strange_names_of_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "a b?mode=memory#%41ü"
+    folder.mkdir()
+    ledger = SqliteLedger(folder / "ledger.db")
+    await ledger.open()
+    await ledger.submit([spec("a")])
+    assert await ledger.get("a") is not None
+    await ledger.close()
+
+
+OPEN_FILES = """
+import os
+for number in os.listdir("/proc/self/fd"):
+    if os.path.exists(f"/proc/self/fd/{number}"):
+        print(os.readlink(f"/proc/self/fd/{number}"))
+"""
+
+
+async def test_a_child_process_gets_none_of_it(ledger: SqliteLedger) -> None:
+    await ledger.get("a")
+    child = subprocess.run([sys.executable, "-c", OPEN_FILES], close_fds=False, capture_output=True, check=True)
+    assert child.stdout
+    assert b"ledger.db" not in child.stdout
+
+
+# -- the law, in SQL
+
+
+@pytest.mark.parametrize("target", [state for state in RunState if any(state in to for to in TRANSITIONS.values())])
+def test_sql_moves_a_run_exactly_as_the_table_allows(tmp_path: Path, target: RunState) -> None:
+    with closing(ledger_schema.open_writer(tmp_path / "ledger.db")) as db:
+        ledger_writes.submit(db, 0.0, [spec("a")])
+        for source in RunState:
+            db.execute("UPDATE runs SET state = ?", (ledger_schema.CODES[source],))
+            moved = db.execute(ledger_schema.move(target, "reason = NULL", "run_id = 'a'")).rowcount
+            assert bool(moved) is (target in TRANSITIONS[source]), f"{source} -> {target}"
+            db.execute("DELETE FROM unpublished")
+
+
+async def test_no_query_looks_at_every_run(ledger: SqliteLedger) -> None:
+    statements: list[str] = []
+
+    def record(db: sqlite3.Connection) -> None:
+        db.set_trace_callback(statements.append)
+
+    await ledger._writer.call(record)
+    await ledger.submit([spec("a"), spec("a"), spec("b")])
+    leases = await ledger.claim(2)
+    await ledger.log([LogChunk("a", 1, b"{}", 1, 0)])
+    await ledger.finish([(leases[0], result())])
+    await ledger.cancel("b")
+    await ledger.reap(budget=3)
+    for run in await ledger.unpublished(limit=9):
+        await ledger.mark_published([run.run.seq])
+    reads = [
+        lambda db: ledger_reads.get(db, "a"),
+        lambda db: ledger_reads.find(db, [], "settle", None, None, 9, 9),
+        lambda db: ledger_reads.find(db, [], None, "t", None, None, 9),
+        lambda db: ledger_reads.find(db, [], None, None, "p", None, 9),
+        lambda db: ledger_reads.find(db, [RunState.FAILED], None, None, None, None, 9),
+        lambda db: ledger_reads.find(db, list(ACTIVE), None, None, None, None, 9),
+        lambda db: ledger_reads.find(db, [RunState.HELD], None, None, None, None, 9),
+        lambda db: ledger_reads.read_log(db, "a", 0, 9),
+        lambda db: ledger_reads.unpublished(db, 9),
+    ]
+
+    def plans(db: sqlite3.Connection) -> list[str]:
+        db.row_factory = sqlite3.Row
+        for read in reads:
+            read(db)
+        db.set_trace_callback(None)
+        asked = {text for text in statements if text.split()[0] in ("SELECT", "UPDATE", "INSERT", "DELETE")}
+        assert len(asked) > len(reads)
+        return [f"{row['detail']}: {text}" for text in asked for row in db.execute(f"EXPLAIN QUERY PLAN {text}")]
+
+    scans = [plan for plan in await ledger._writer.call(plans) if plan.startswith(("SCAN runs", "SCAN log"))]
+    # The smallest next_at and the newest seq are read off the end of an index; what has failed has an index of its own.
+    assert [plan for plan in scans if not any(word in plan for word in ("runs_due", "max(seq)", "runs_failed"))] == []
+
+
+# -- commits
+
+
+async def test_calls_of_one_turn_share_a_commit(ledger: SqliteLedger) -> None:
+    before = ledger.commits
+    await asyncio.gather(*[ledger.submit([spec(f"r{n}")]) for n in range(100)])
+    assert ledger.commits == before + 1
+
+
+async def test_calls_made_during_a_commit_share_the_next_one_in_their_order(ledger: SqliteLedger) -> None:
+    reached, gate = threading.Event(), threading.Event()
+    before = ledger.commits
+    slow = ledger._writer.call(lambda db: (reached.set(), gate.wait(20))[1])
+    await asyncio.to_thread(reached.wait, 20)
+    calls: list[Any] = []
+    for n in range(50):
+        calls += [ledger.submit([spec(f"r{n}")]), ledger.claim(1)]
+        await asyncio.sleep(0)  # noqa: TID251 - one turn of the loop, no wait
+    gate.set()
+    answers = await asyncio.gather(slow, *calls)
+    assert [leases[0].run_id for leases in answers[2::2]] == [f"r{n}" for n in range(50)]
+    assert ledger.commits == before + 2
+
+
+async def test_reading_goes_on_while_writing(ledger: SqliteLedger) -> None:
+    async def write() -> None:
+        for n in range(100):
+            await ledger.submit([spec(f"r{n}-{k}") for k in range(10)])
+
+    writing = asyncio.create_task(write())
+    seen = [0]
+    while not writing.done():
+        page = await ledger.find(limit=1)
+        seen.append(page[0].seq if page else 0)
+    await writing
+    assert seen == sorted(seen)
+    assert len(await ledger.find(limit=2000)) == 1000
+
+
+# -- faults
+
+
+async def test_a_full_disk_fails_the_batch_and_nothing_more(ledger: SqliteLedger) -> None:
+    await ledger.submit([spec("before")])
+    await ledger._writer.call(lambda db: db.execute("PRAGMA max_page_count = 30") and None)
+    small, big = ledger.submit([spec("small")]), ledger.submit([spec("big", b"x" * 500_000)])
+    for future in (small, big):
+        with pytest.raises(LedgerError, match="free some space"):
+            await future
+    assert ledger.broken is None
+    assert ledger.counts[RunState.QUEUED] == 1
+    await ledger.submit([spec("after")])
+    await ledger._writer.call(lambda db: db.execute("PRAGMA max_page_count = 100000") and None)
+    await ledger.submit([spec("big", b"x" * 500_000)])
+    assert [run.spec.run_id for run in await ledger.find()] == ["big", "after", "before"]
+
+
+FULL_DISK = """
+import asyncio, os, sys
+from pathlib import Path
+from craft_easy_jobd.errors import LedgerError
+from craft_easy_jobd.ledger import RunSpec
+from craft_easy_jobd.sqlite_ledger import SqliteLedger
+
+async def main(folder):
+    Path(folder, "filler").write_bytes(bytes(1 << 20))
+    ledger = SqliteLedger(Path(folder, "ledger.db"))
+    await ledger.open()
+    kept = []
+    try:
+        for n in range(1000):
+            await ledger.submit([RunSpec(run_id=f"r{n}", job="j", params=bytes(20_000))])
+            kept.append(f"r{n}")
+    except LedgerError as error:
+        assert "free some space" in str(error), error
+    assert 10 < len(kept) < 1000 and ledger.broken is None, (kept, ledger.broken)
+    os.unlink(Path(folder, "filler"))
+    await ledger.submit([RunSpec(run_id="after", job="j")])
+    await ledger.close()
+    ledger = SqliteLedger(Path(folder, "ledger.db"))
+    await ledger.open()
+    found = [run.spec.run_id for run in await ledger.find(limit=2000)]
+    assert found == ["after", *reversed(kept)], found
+    await ledger.close()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=3m none {tmp_path}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("a small file system of its own needs user namespaces or root")
+    script = ["sh", "-c", f'{mount} && exec "$0" -c "$1" {tmp_path}', sys.executable, FULL_DISK]
+    child = subprocess.run(["unshare", "-rm", *script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert child.returncode == 0, child.stderr
+
+
+async def test_after_an_io_error_nothing_is_written_any_more(ledger: SqliteLedger, tmp_path: Path) -> None:
+    await ledger.submit([spec("before")])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may grow beyond what the log has now: a write that fails with EFBIG is an I/O error to SQLite.
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "ledger.db-wal").stat().st_size, hard))
+    try:
+        with pytest.raises(LedgerError, match="check the disk"):
+            await ledger.submit([spec("lost", b"x" * 100_000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ledger.broken is not None
+    with pytest.raises(LedgerError, match="check the disk"):
+        await ledger.submit([spec("after")])
+    assert [run.spec.run_id for run in await ledger.find()] == ["before"]
+    await ledger.close()
+    again = SqliteLedger(tmp_path / "ledger.db")
+    await again.open()
+    assert [run.spec.run_id for run in await again.find()] == ["before"]
+    await again.submit([spec("after")])
+    await again.close()
+
+
+WRITER = """
+import asyncio, sys, time
+from pathlib import Path
+from craft_easy_jobd.ledger import LogChunk, Result, RunSpec
+from craft_easy_jobd.sqlite_ledger import SqliteLedger
+from craft_easy_jobd.states import RunState
+
+async def main(path, prefix):
+    ledger = SqliteLedger(Path(path))
+    await ledger.open()
+    say = lambda word, ids: print(word, *ids, flush=True)
+    for n in range(100_000):
+        submitted = ledger.submit([RunSpec(run_id=f"{prefix}-{n}-{k}", job="j", params=bytes(500)) for k in range(7)])
+        claimed = ledger.claim(5)
+        say("submitted", [one.run_id for one in await submitted])
+        leases = await claimed
+        say("claimed", [lease.run_id for lease in leases])
+        ledger.log([LogChunk(lease.run_id, lease.token, b"{}", 1, 0) for lease in leases])
+        ended = [(lease, Result(RunState.COMPLETED, None, b"{}", None, 1.0, 2.0, 1)) for lease in leases[:4]]
+        await ledger.finish(ended)
+        say("finished", [lease.run_id for lease, _ in ended])
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    path = tmp_path / "ledger.db"
+    said: dict[str, set[str]] = {"submitted": set(), "claimed": set(), "finished": set()}
+    for round_ in range(2):
+        lines = _killed_after(chance.randrange(1, 200), [sys.executable, "-c", WRITER, str(path), f"{round_}"])
+        for word, *run_ids in lines:
+            said[word].update(run_ids)
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    runs = {run.spec.run_id: run for run in await ledger.find(limit=100_000)}
+    assert said["submitted"] <= set(runs)
+    assert all(runs[run_id].attempt == 1 for run_id in said["claimed"])
+    assert all(runs[run_id].state is RunState.COMPLETED for run_id in said["finished"])
+    assert all(runs[run_id].log_count == 1 for run_id in said["finished"])
+    for state in RunState:
+        assert ledger.counts[state] == sum(run.state is state for run in runs.values())
+    final = sorted(run.seq for run in runs.values() if run.state in FINAL)
+    assert [one.run.seq for one in await ledger.unpublished(limit=100_000)] == final
+    assert await ledger.reap(budget=3) == sum(run.state in ACTIVE for run in runs.values())
+    await ledger.close()
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def _killed_after(lines: int, command: list[str]) -> list[list[str]]:
+    """The words of each whole line that the child said before it was killed, somewhere after the first `lines`."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+        assert child.stdout is not None
+        said = [child.stdout.readline() for _ in range(lines)]
+        child.send_signal(signal.SIGKILL)
+        said += child.stdout.readlines()
+    return [line.split() for line in said if line.endswith("\n")]
