@@ -5,7 +5,8 @@ way, share one commit; they are applied in the order of the calls, so `submit` a
 without awaiting in between admit and start a run with one fsync. Times are Unix seconds (UTC).
 """
 
-from collections.abc import Awaitable, Mapping, Sequence
+from asyncio import Future
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -150,10 +151,10 @@ class Ledger(Protocol):
         """Commit what was called before, then close. Twice is harmless."""
 
     # -- producers and readers
-    def submit(self, specs: Sequence[RunSpec]) -> Awaitable[list[Submitted]]:
+    def submit(self, specs: Sequence[RunSpec]) -> Future[list[Submitted]]:
         """Add runs as `queued`, or `scheduled` when `not_before` lies ahead; idempotent by run_id."""
 
-    def cancel(self, run_id: str) -> Awaitable[RunState | None]:
+    def cancel(self, run_id: str) -> Future[RunState | None]:
         """End a waiting run as `failed`/`cancelled`; mark an active one `stopping`; leave a final one alone.
 
         Returns the state after it, None when there is no such run.
@@ -180,16 +181,16 @@ class Ledger(Protocol):
         """
 
     # -- the host that executes
-    def claim(self, n: int, *, isolation: Isolation = "shared") -> Awaitable[list[Lease]]:
+    def claim(self, n: int, *, isolation: Isolation = "shared") -> Future[list[Lease]]:
         """Give out up to n runs that may start now: highest priority first, then oldest. They become `running`."""
 
-    def log(self, chunks: Sequence[LogChunk]) -> Awaitable[None]:
+    def log(self, chunks: Sequence[LogChunk]) -> Future[None]:
         """Append log entries; those with an old token are dropped."""
 
-    def finish(self, results: Sequence[tuple[Lease, Result]], *, then: Sequence[RunSpec] = ()) -> Awaitable[list[bool]]:
+    def finish(self, results: Sequence[tuple[Lease, Result]], *, then: Sequence[RunSpec] = ()) -> Future[list[bool]]:
         """End runs, and submit their successors in the same transaction. False: fenced, nothing written for it."""
 
-    def retry(self, again: Sequence[Again]) -> Awaitable[list[bool]]:
+    def retry(self, again: Sequence[Again]) -> Future[list[bool]]:
         """Put runs back for their next attempt. False: fenced, nothing written for it."""
 
     async def reap(self, *, budget: int) -> int:
@@ -203,5 +204,5 @@ class Ledger(Protocol):
     async def unpublished(self, *, limit: int) -> list[Ended]:
         """Ended runs whose result file is not known to be durable, oldest first."""
 
-    def mark_published(self, seqs: Sequence[int]) -> Awaitable[None]:
+    def mark_published(self, seqs: Sequence[int]) -> Future[None]:
         """These runs' result files are durable."""

@@ -17,8 +17,10 @@ class Operations(Protocol):
     """The supervisor, as its clients see it; all calls are made on its loop."""
 
     settings: Settings
-    ledger: Ledger
     bell: Bell
+
+    @property
+    def ledger(self) -> Ledger: ...
 
     def status(self) -> Status: ...
 

@@ -102,7 +102,12 @@ class Supervisor:
             failed=self._fail,
         )
         self._workforce.listener = self._dispatcher
-        self._spool = Spool(settings, submit=self._submit, catalogue=lambda: self._workforce.catalogue)
+        self._spool = Spool(
+            settings,
+            submit=self._submit,
+            catalogue=lambda: self._workforce.catalogue,
+            find=self.ledger.get,
+        )
 
     # -- life
 
@@ -122,6 +127,7 @@ class Supervisor:
         # Python starts in the workers while the supervisor recovers and imports its HTTP server.
         await self._workforce.start()
         undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
+        undo.callback(self._spool.close)
         await self._recover()
         await undo.enter_async_context(self._published())
         await undo.enter_async_context(self._controlled())
@@ -160,10 +166,12 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def _published(self) -> AsyncIterator[None]:
-        async with self._running(self._publisher.run(), "publisher"):
-            self._publisher.wake()
-            yield
-        await self._publisher.drain()
+        try:
+            async with self._running(self._publisher.run(), "publisher"):
+                yield
+            await self._publisher.drain()
+        finally:
+            self._publisher.close()
 
     @contextlib.asynccontextmanager
     async def _controlled(self) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ from craft_easy_jobd.interruptions import after_interruption
 from craft_easy_jobd.ledger import Again, Lease, Result
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.stopping import Cause
-from craft_easy_jobs.definition import JobOptions
+from craft_easy_jobs.definition import Isolation, JobOptions
 from craft_easy_jobs.wire import Outcome
 
 # Another attempt cannot mend these.
@@ -91,7 +91,7 @@ def _interrupted(ended: Ended, reason: str, error: str, budget: int) -> Result |
             return _result(ended, RunState.FAILED, reason, f"{error} (interruption {interruptions})")
         case "again":
             # Whoever was there when a worker died may be who kills workers: the next attempt is alone.
-            alone = "process" if reason == "worker_lost" else None
+            alone: Isolation | None = "process" if reason == "worker_lost" else None
             return Again(ended.lease, reason, error, interrupted=True, isolation=alone)
 
 
