@@ -112,7 +112,7 @@ def _without_read(entries: bytes, unread: int) -> bytes:
 
 
 def unpublished(db: sqlite3.Connection, limit: int) -> list[Ended]:
-    """Stops early at MAX_UNPUBLISHED_BYTES of logs, so that a few loud runs do not fill the memory."""
+    """Up to `limit`, fewer once their logs exceed MAX_UNPUBLISHED_BYTES, and none only when none is left."""
     rows = db.execute(f"{SELECT_RUNS} WHERE runs.seq IN unpublished ORDER BY runs.seq LIMIT ?", (max(limit, 0),))
     ended: list[Ended] = []
     size = 0

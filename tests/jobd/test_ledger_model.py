@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from craft_easy_jobd.ledger import Again, Lease, Ledger, Result, RunSpec
 from craft_easy_jobd.states import ACTIVE, FINAL, WAITING, RunState
-from tests.jobd.test_ledger import IMPLEMENTATIONS, Clock
+from tests.jobd.ledgers import IMPLEMENTATIONS, Clock
 
 S = RunState
 RUN_IDS = st.sampled_from([f"r{n}" for n in range(12)])
