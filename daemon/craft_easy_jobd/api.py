@@ -1,0 +1,246 @@
+"""The calls of the control API: from an HTTP request to the supervisor's operations and back."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from craft_easy_jobd.documents import (
+    MAX_PAGE,
+    Accepted,
+    CancelBody,
+    JobsPage,
+    LogsQuery,
+    Problem,
+    RunDocument,
+    RunQuery,
+    RunsPage,
+    RunsQuery,
+    Stopping,
+    problem,
+    read_body,
+    read_query,
+    run_document,
+)
+from craft_easy_jobd.ledger import Ended, Run, Submitted
+from craft_easy_jobd.openapi import JSON, LINES, PROBLEM, Route, openapi_document
+from craft_easy_jobd.operations import Operations
+from craft_easy_jobd.results import job_result
+from craft_easy_jobd.states import FINAL
+from craft_easy_jobd.status import Status
+from craft_easy_jobs.errors import ApiError, RequestError
+from craft_easy_jobs.model import JobResult, LogEntry, Request, decode_request, encode_result
+
+logger = logging.getLogger("craft_easy_jobd.control")
+
+MAX_BATCH = 1000
+# An array of requests may be this many times as large as one request.
+BATCH_SIZE_FACTOR = 64
+HEARTBEAT_SECONDS = 5.0
+
+REQUESTED_BY = web.RequestKey("requested_by", str)
+
+_SUBMITTED = (Accepted, [(Accepted, Problem)])
+_JSON_SPACE = b" \t\r\n"
+_items = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+class Api:
+    """Handlers by route. `closing` ends what waits, once the bell is rung."""
+
+    def __init__(self, operations: Operations, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        self._operations = operations
+        self._heartbeat_seconds = heartbeat_seconds
+        self.closing = False
+        self.routes = (
+            Route("GET", "/v1/status", self.status, Status),
+            Route("GET", "/v1/jobs", self.jobs, JobsPage),
+            Route("GET", "/v1/runs", self.runs, RunsPage, query=RunsQuery),
+            Route("POST", "/v1/runs", self.submit, _SUBMITTED, 202, body=(Request, [Request])),
+            Route("GET", "/v1/runs/{run_id}", self.run, RunDocument, query=RunQuery),
+            Route("GET", "/v1/runs/{run_id}/result", self.result, JobResult),
+            Route("GET", "/v1/runs/{run_id}/logs", self.logs, LogEntry, query=LogsQuery, media=LINES),
+            Route("POST", "/v1/runs/{run_id}/cancel", self.cancel, Accepted, body=CancelBody),
+            Route("POST", "/v1/stop", self.stop, Stopping, 202),
+            Route("GET", "/openapi.json", self.openapi, dict[str, Any]),
+        )
+
+    async def status(self, request: web.Request) -> web.Response:
+        """What the daemon says of itself."""
+        return answer(self._operations.status())
+
+    async def jobs(self, request: web.Request) -> web.Response:
+        """The jobs that the daemon can run."""
+        return answer(JobsPage(list(self._operations.jobs())))
+
+    async def runs(self, request: web.Request) -> web.Response:
+        """Runs, newest first, page by page."""
+        query = read_query(RunsQuery, request.query.items())
+        found = await self._operations.ledger.find(
+            states=query.state,
+            job=query.job,
+            tenant=query.tenant,
+            parent=query.parent,
+            after=query.after,
+            limit=query.limit,
+        )
+        more = found[-1].seq if len(found) == query.limit else None
+        return answer(RunsPage([run_document(run) for run in found], more))
+
+    async def run(self, request: web.Request) -> web.Response:
+        """One run; waits for its end when asked to."""
+        query = read_query(RunQuery, request.query.items())
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + query.wait
+        with self._operations.bell.listen(request.match_info["run_id"]) as event:
+            run = await self._run(request)
+            while run.state not in FINAL and not self.closing and await _rings(event, deadline - loop.time()):
+                event.clear()
+                run = await self._run(request)
+        return answer(run_document(run))
+
+    async def result(self, request: web.Request) -> web.Response:
+        """The JobResult of a run that has ended, as its file has it."""
+        run = await self._run(request)
+        if run.state not in FINAL:
+            raise ApiError(409, f"run {run.spec.run_id} is {run.state} and has no result yet; wait for it")
+        logs = b",".join([entries[1:-1] async for entries, _ in self._log(run, 0)])
+        return web.Response(body=encode_result(job_result(Ended(run, b"[" + logs + b"]"))), content_type=JSON)
+
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        """The log of a run, one JSON object a line; blank lines only show that the daemon is there."""
+        query = read_query(LogsQuery, request.query.items())
+        run = await self._run(request)
+        response = web.StreamResponse(headers={"Content-Type": LINES})
+        await response.prepare(request)
+        try:
+            await self._send_log(response, run, query)
+        except ConnectionError:
+            pass  # The client has left.
+        except Exception:
+            logger.exception("log stream broke", extra={"run_id": run.spec.run_id})
+            # The status line is out: only a connection that ends without the last chunk can say that it broke.
+            if request.transport is not None:
+                request.transport.close()
+        return response
+
+    async def submit(self, request: web.Request) -> web.Response:
+        """Ask for a run, or for up to 1,000 with an array; durable once answered."""
+        body = await request.read()
+        by = request[REQUESTED_BY]
+        if body.lstrip(_JSON_SPACE).startswith(b"["):
+            return answer(await self._submit_all(body, by), 202)
+        [submitted] = await self._operations.submit([self._decode(body)], by)
+        accepted = _accepted(submitted)
+        if isinstance(accepted, Problem):
+            return refusal(accepted)
+        return answer(accepted, 202, headers={"Location": f"/v1/runs/{accepted.run_id}"})
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Ask a run to stop; answers the state it is in after that."""
+        body = read_body(CancelBody, await request.read())
+        run_id = request.match_info["run_id"]
+        state = await self._operations.cancel(run_id, force=body.force)
+        if state is None:
+            raise _no_such_run(run_id)
+        return answer(Accepted(run_id, state))
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """Go one rung down the daemon's stop ladder, as SIGTERM does."""
+        self._operations.stop()
+        status = self._operations.status()
+        return answer(Stopping(status.state, status.ladder), 202)
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """This document."""
+        return answer(openapi_document(self.routes))
+
+    async def _run(self, request: web.Request) -> Run:
+        run_id = request.match_info["run_id"]
+        run = await self._operations.ledger.get(run_id)
+        if run is None:
+            raise _no_such_run(run_id)
+        return run
+
+    def _decode(self, data: bytes) -> Request:
+        limit = self._operations.settings.max_request_bytes
+        if len(data) > limit:
+            raise ApiError(413, f"a request may have {limit} bytes, this one has {len(data)}")
+        return decode_request(data)
+
+    async def _submit_all(self, body: bytes, by: str) -> list[Accepted | Problem]:
+        try:
+            items = _items.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ApiError(400, f"this is not JSON: {error}") from None
+        if len(items) > MAX_BATCH:
+            raise ApiError(413, f"an array may hold {MAX_BATCH} requests, this one has {len(items)}")
+        decoded = [self._decode_or_problem(item) for item in items]
+        submitted = iter(await self._operations.submit([each for each in decoded if isinstance(each, Request)], by))
+        return [each if isinstance(each, Problem) else _accepted(next(submitted)) for each in decoded]
+
+    def _decode_or_problem(self, item: msgspec.Raw) -> Request | Problem:
+        try:
+            return self._decode(bytes(item))
+        except (ApiError, RequestError) as error:
+            return problem(error)
+
+    async def _send_log(self, response: web.StreamResponse, run: Run, query: LogsQuery) -> None:
+        sent = query.after
+        with self._operations.bell.listen(run.spec.run_id) as event:
+            while True:
+                event.clear()
+                # The state first, the log second: all of a final run's log is there.
+                now = await self._operations.ledger.get(run.spec.run_id) or run
+                async for entries, end in self._log(now, sent):
+                    await response.write(b"\n".join(_items.decode(entries)) + b"\n")
+                    sent = end
+                if not query.follow or now.state in FINAL or self.closing:
+                    return
+                if not await _rings(event, self._heartbeat_seconds):
+                    await response.write(b"\n")
+
+    async def _log(self, run: Run, after: int) -> AsyncIterator[tuple[bytes, int]]:
+        """JSON arrays of log entries after the first `after`, each with the number of entries up to its end."""
+        while after < run.log_count:
+            entries, end = await self._operations.ledger.read_log(run.spec.run_id, after=after, limit=MAX_PAGE)
+            if end <= after:
+                return
+            after = end
+            yield entries, after
+
+
+def answer(value: Any, status: int = 200, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A good answer."""
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type=JSON, headers=headers)
+
+
+def refusal(value: Problem, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A refusal as `application/problem+json`."""
+    return web.Response(body=msgspec.json.encode(value), status=value.status, content_type=PROBLEM, headers=headers)
+
+
+def _accepted(submitted: Submitted | RequestError) -> Accepted | Problem:
+    if isinstance(submitted, RequestError):
+        return problem(submitted)
+    if submitted.duplicate:
+        text = f"run_id: {submitted.run_id!r} was used before; that run is {submitted.state}"
+        return problem(ApiError(409, text, "run_id"))
+    return Accepted(submitted.run_id, submitted.state)
+
+
+def _no_such_run(run_id: str) -> ApiError:
+    return ApiError(404, f"no such run: {run_id}")
+
+
+async def _rings(event: asyncio.Event, seconds: float) -> bool:
+    """Whether the event was set within so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
