@@ -181,10 +181,8 @@ class _Report:
 
         from craft_easy_jobs.loading import code_version
         from craft_easy_jobs.model import encode_result
-        from craft_easy_jobs.terminal import clean
 
-        self.live.close()
-        click.echo(clean(_summary(result)), err=True)
+        self.live.close(_summary(result))
         result.code_version = code_version(self.modules)
         document = encode_result(result)
         self.out.write(document if self.as_json else msgspec.json.format(document, indent=2) + b"\n")

@@ -29,11 +29,16 @@ class Lines:
         with suppress(OSError):
             self._show(entry)
 
-    def close(self) -> None:
-        """Take away what is not to stay."""
+    def close(self, summary: str) -> None:
+        """Say how the run ended; nothing is shown after it."""
+        with suppress(OSError):
+            self._write(clean(summary))
 
     def _show(self, entry: LogEntry) -> None:
-        sys.stderr.write(self._line(entry) + "\n")
+        self._write(self._line(entry))
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
     def _line(self, entry: LogEntry) -> str:
@@ -47,10 +52,11 @@ class Bar(Lines):
 
     _progress: "Progress | None" = None
 
-    def close(self) -> None:
+    def close(self, summary: str) -> None:
         if self._progress is not None:
             with suppress(OSError):
                 self._progress.stop()
+        super().close(summary)
 
     def _show(self, entry: LogEntry) -> None:
         if entry["level"] == "progress":
