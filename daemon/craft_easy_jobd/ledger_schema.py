@@ -9,6 +9,7 @@ from craft_easy_jobd.states import ACTIVE, FINAL, WAITING, RunState, sources
 
 APPLICATION_ID = 0x43454A4C
 SCHEMA_VERSION = 1
+NEEDED_SQLITE = (3, 37)  # STRICT; RETURNING came earlier
 
 # Written into files: a number never changes its meaning. Final states come last, so that LIVE is one comparison.
 CODES: dict[RunState, int] = {
@@ -115,8 +116,11 @@ def open_writer(path: Path) -> sqlite3.Connection:
     """The connection that writes; creates the file when there is none.
 
     Raises:
-        LedgerError: the file is not ours, of a later version, or not writable.
+        LedgerError: the file is not ours, of a later version, or not writable, or SQLite is too old.
     """
+    if sqlite3.sqlite_version_info < NEEDED_SQLITE:
+        needed = ".".join(map(str, NEEDED_SQLITE))
+        raise LedgerError(f"{path}: needs SQLite {needed} or later; this Python has {sqlite3.sqlite_version}")
     try:
         db = sqlite3.connect(path, isolation_level=None)
         try:
@@ -143,10 +147,11 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA synchronous = FULL")
     # A burst may leave a big log behind; it is cut back to this at the next checkpoint.
     db.execute(f"PRAGMA journal_size_limit = {64 * 1024 * 1024}")
-    # Begun even when there is nothing to create: a file that is read-only says so here, not at the first request.
     db.execute("BEGIN IMMEDIATE")
     if version == 0:
         _create(db)
+    # Written even when it is there: a file that is read-only says so here, not at the first request.
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     db.execute("COMMIT")
 
 
@@ -174,7 +179,6 @@ def _create(db: sqlite3.Connection) -> None:
             db.execute(statement)
             statement = ""
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _explain(path: Path, error: sqlite3.Error) -> str:

@@ -1,7 +1,9 @@
 """The ledgers under test, and the runs that their tests are about."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -39,12 +41,23 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Callab
     return lambda: request.param(tmp_path, clock)
 
 
+L = TypeVar("L", bound=Ledger)
+
+
+@asynccontextmanager
+async def opened(ledger: L) -> AsyncIterator[L]:
+    """Closed whatever happens: an open ledger keeps its process alive."""
+    try:
+        await ledger.open()
+        yield ledger
+    finally:
+        await ledger.close()
+
+
 @pytest.fixture
 async def ledger(make: Callable[[], Ledger]) -> AsyncIterator[Ledger]:
-    ledger = make()
-    await ledger.open()
-    yield ledger
-    await ledger.close()
+    async with opened(make()) as ledger:
+        yield ledger
 
 
 def spec(run_id: str, **fields: object) -> RunSpec:

@@ -10,7 +10,7 @@ from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.ledger import Again, Ledger, LogChunk, RunSpec
 from craft_easy_jobd.states import RunState
 from tests.jobd import ledgers
-from tests.jobd.ledgers import START, ended, spec, started
+from tests.jobd.ledgers import START, ended, opened, spec, started
 
 S = RunState
 clock, make, ledger = ledgers.clock, ledgers.make, ledgers.ledger
@@ -45,6 +45,14 @@ async def test_the_log_of_all_attempts_in_order(ledger: Ledger) -> None:
     assert await numbers(after=4) == ([5], 5)
     assert await numbers(after=5) == ([], 5)
     assert await ledger.read_log("nobody") == (b"[]", 0)
+
+
+async def test_a_log_ends_with_its_attempt(ledger: Ledger) -> None:
+    """What came after the end would be missing from the result file."""
+    lease = await started(ledger)
+    await ledger.finish([(lease, ended())])
+    await ledger.log([LogChunk("a", lease.token, b'{"n":1}', 1, 0)])
+    assert await ledger.read_log("a") == (b"[]", 0)
 
 
 # -- find
@@ -100,21 +108,17 @@ async def test_what_has_ended_is_unpublished_until_it_is_marked(ledger: Ledger) 
 
 
 async def test_everything_is_there_after_close_and_open(make: Callable[[], Ledger]) -> None:
-    first = make()
-    await first.open()
-    await started(first, "a")
-    await first.log([LogChunk("a", 1, b'{"n":1}', 1, 1)])
-    closing = first.submit([spec("b", not_before=START + 7), spec("c")])
-    before = await first.get("a")
-    await first.close()
+    async with opened(make()) as first:
+        await started(first, "a")
+        await first.log([LogChunk("a", 1, b'{"n":1}', 1, 1)])
+        before = await first.get("a")
+        closing = first.submit([spec("b", not_before=START + 7), spec("c")])
     assert len(await closing) == 2
-    second = make()
-    await second.open()
-    assert (second.counts, second.next_due) == (first.counts, START + 7)
-    assert await second.get("a") == before
-    assert await second.read_log("a") == (b'[{"n":1}]', 1)
-    assert [lease.run_id for lease in await second.claim(1)] == ["c"]
-    await second.close()
+    async with opened(make()) as second:
+        assert (second.counts, second.next_due) == (first.counts, START + 7)
+        assert await second.get("a") == before
+        assert await second.read_log("a") == (b'[{"n":1}]', 1)
+        assert [lease.run_id for lease in await second.claim(1)] == ["c"]
 
 
 async def test_a_closed_ledger_says_so(make: Callable[[], Ledger]) -> None:

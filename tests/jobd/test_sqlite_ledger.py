@@ -18,16 +18,15 @@ from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.ledger import LogChunk, Result, RunSpec
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobd.states import ACTIVE, TRANSITIONS, RunState
+from tests.jobd.ledgers import opened
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
-    ledger = SqliteLedger(tmp_path / "ledger.db")
-    await ledger.open()
-    yield ledger
-    await ledger.close()
+    async with opened(SqliteLedger(tmp_path / "ledger.db")) as ledger:
+        yield ledger
 
 
 def spec(run_id: str, params: bytes = b"{}") -> RunSpec:
@@ -40,10 +39,9 @@ def result() -> Result:
 
 async def refused(path: Path) -> str:
     """What open says of a file that it must not take."""
-    ledger = SqliteLedger(path)
     with pytest.raises(LedgerError) as caught:
-        await ledger.open()
-    await ledger.close()
+        async with opened(SqliteLedger(path)):
+            pass
     return str(caught.value)
 
 
@@ -82,6 +80,11 @@ async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert "its folder must exist" in await refused(tmp_path / "nowhere" / "ledger.db")
 
 
+async def test_an_sqlite_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 9))
+    assert "needs SQLite 3.37" in await refused(tmp_path / "ledger.db")
+
+
 @contextmanager
 def _another_user() -> Iterator[None]:
     """Root may write read-only files; somebody else may not."""
@@ -95,13 +98,13 @@ def _another_user() -> Iterator[None]:
         os.seteuid(0)
 
 
-async def test_a_file_that_cannot_be_written(short_dir: Path) -> None:
+@pytest.mark.parametrize("folder_mode", [0o555, 0o777])
+async def test_a_file_that_cannot_be_written(short_dir: Path, folder_mode: int) -> None:
     path = short_dir / "ledger.db"
-    ledger = SqliteLedger(path)
-    await ledger.open()
-    await ledger.close()
+    async with opened(SqliteLedger(path)):
+        pass
     path.chmod(0o444)
-    short_dir.chmod(0o555)
+    short_dir.chmod(folder_mode)
     with _another_user():
         text = await refused(path)
     short_dir.chmod(0o700)
@@ -132,11 +135,10 @@ async def test_the_file_is_durable_and_closed_whole(ledger: SqliteLedger, tmp_pa
 async def test_strange_names_of_the_file(tmp_path: Path) -> None:
     folder = tmp_path / "a b?mode=memory#%41ü"
     folder.mkdir()
-    ledger = SqliteLedger(folder / "ledger.db")
-    await ledger.open()
-    await ledger.submit([spec("a")])
-    assert await ledger.get("a") is not None
-    await ledger.close()
+    async with opened(SqliteLedger(folder / "ledger.db")) as ledger:
+        await ledger.submit([spec("a")])
+        assert await ledger.get("a") is not None
+    assert [path.name for path in folder.iterdir()] == ["ledger.db"]
 
 
 OPEN_FILES = """

@@ -16,16 +16,15 @@ from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.ledger import Result, RunSpec
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobd.states import ACTIVE, FINAL, RunState
+from tests.jobd.ledgers import opened
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
-    ledger = SqliteLedger(tmp_path / "ledger.db")
-    await ledger.open()
-    yield ledger
-    await ledger.close()
+    async with opened(SqliteLedger(tmp_path / "ledger.db")) as ledger:
+        yield ledger
 
 
 def spec(run_id: str, params: bytes = b"{}") -> RunSpec:
@@ -107,11 +106,9 @@ async def test_after_an_io_error_nothing_is_written_any_more(ledger: SqliteLedge
         await ledger.submit([spec("after")])
     assert [run.spec.run_id for run in await ledger.find()] == ["before"]
     await ledger.close()
-    again = SqliteLedger(tmp_path / "ledger.db")
-    await again.open()
-    assert [run.spec.run_id for run in await again.find()] == ["before"]
-    await again.submit([spec("after")])
-    await again.close()
+    async with opened(SqliteLedger(tmp_path / "ledger.db")) as again:
+        assert [run.spec.run_id for run in await again.find()] == ["before"]
+        await again.submit([spec("after")])
 
 
 WRITER = """
@@ -149,19 +146,17 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, seed: int) 
         lines = _killed_after(chance.randrange(1, 200), [sys.executable, "-c", WRITER, str(path), f"{round_}"])
         for word, *run_ids in lines:
             said[word].update(run_ids)
-    ledger = SqliteLedger(path)
-    await ledger.open()
-    runs = {run.spec.run_id: run for run in await ledger.find(limit=100_000)}
-    assert said["submitted"] <= set(runs)
-    assert all(runs[run_id].attempt == 1 for run_id in said["claimed"])
-    assert all(runs[run_id].state is RunState.COMPLETED for run_id in said["finished"])
-    assert all(runs[run_id].log_count == 1 for run_id in said["finished"])
-    for state in RunState:
-        assert ledger.counts[state] == sum(run.state is state for run in runs.values())
-    final = sorted(run.seq for run in runs.values() if run.state in FINAL)
-    assert [one.run.seq for one in await ledger.unpublished(limit=100_000)] == final
-    assert await ledger.reap(budget=3) == sum(run.state in ACTIVE for run in runs.values())
-    await ledger.close()
+    async with opened(SqliteLedger(path)) as ledger:
+        runs = {run.spec.run_id: run for run in await ledger.find(limit=100_000)}
+        assert said["submitted"] <= set(runs)
+        assert all(runs[run_id].attempt == 1 for run_id in said["claimed"])
+        assert all(runs[run_id].state is RunState.COMPLETED for run_id in said["finished"])
+        assert all(runs[run_id].log_count == 1 for run_id in said["finished"])
+        for state in RunState:
+            assert ledger.counts[state] == sum(run.state is state for run in runs.values())
+        final = sorted(run.seq for run in runs.values() if run.state in FINAL)
+        assert [one.run.seq for one in await ledger.unpublished(limit=100_000)] == final
+        assert await ledger.reap(budget=3) == sum(run.state in ACTIVE for run in runs.values())
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
