@@ -168,7 +168,7 @@ class Client:
     def logs(self, run_id: str, follow: bool = False) -> "Iterator[LogEntry]":
         """The run's log entries; `follow` goes on until the run has ended."""
         for line in self._daemon.lines(_run_path(run_id, "/logs"), query={"follow": "true"} if follow else {}):
-            if line != b"\n":
+            if line:
                 yield json.loads(line)
 
     def wait(self, run_id: str, timeout: float | None = None) -> "JobResult":

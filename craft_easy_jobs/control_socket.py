@@ -12,6 +12,7 @@ from craft_easy_jobs.errors import ApiError, DaemonUnavailableError
 
 # The daemon says something at least every few seconds, in a log stream too; this long a silence is a fault.
 ANSWER_SECONDS = 30.0
+_READ_BYTES = 256 * 1024
 
 
 class ControlSocket:
@@ -44,9 +45,13 @@ class ControlSocket:
             raise DaemonUnavailableError(self.path, "what answers there is no daemon of ours") from None
 
     def lines(self, path: str, *, query: Mapping[str, Any]) -> Iterator[bytes]:
-        """The lines of a stream, as they come."""
+        """The lines of a stream, as they come, without their line feeds."""
         with self._asked("GET", path, query, None, ANSWER_SECONDS) as response:
-            yield from response
+            rest = b""
+            # Not its readline, which takes a stream that breaks off for one that ends.
+            while part := response.read1(_READ_BYTES):
+                *lines, rest = (rest + part).split(b"\n")
+                yield from lines
 
     @contextlib.contextmanager
     def _asked(
