@@ -143,13 +143,14 @@ def run(
     params = read_params(source, pairs)
     with _stdout_for_data() as out:
         _load(modules, verbose)
+        from craft_easy_jobs.loading import code_version
         from craft_easy_jobs.runner import JobRunner
         from craft_easy_jobs.terminal import display
 
         if verbose:
             _show_tracebacks()
         live = display(plain=as_json)
-        report = _Report(out, live, modules, as_json)
+        report = _Report(out, live, code_version(modules), as_json)
         result = JobRunner(on_stuck=report.give_and_exit).run_sync(
             name,
             params=params,
@@ -173,17 +174,16 @@ class _Report:
 
     out: BinaryIO
     live: "Lines"
-    modules: Sequence[str]
+    code_version: str | None
     as_json: bool
 
     def give(self, result: "JobResult") -> None:
         import msgspec
 
-        from craft_easy_jobs.loading import code_version
         from craft_easy_jobs.model import encode_result
 
         self.live.close(_summary(result))
-        result.code_version = code_version(self.modules)
+        result.code_version = self.code_version
         document = encode_result(result)
         self.out.write(document if self.as_json else msgspec.json.format(document, indent=2) + b"\n")
         self.out.flush()

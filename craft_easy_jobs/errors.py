@@ -24,8 +24,8 @@ class LoadError(CraftEasyJobsError):
         self.module = module
 
 
-class UnknownJobError(CraftEasyJobsError):
-    """No job of this name is registered.
+class UnknownJobError(CraftEasyJobsError, KeyError):
+    """No job of this name is registered; a KeyError as well, since the registry is a mapping.
 
     Attributes:
         job: the name that was asked for.
@@ -38,6 +38,9 @@ class UnknownJobError(CraftEasyJobsError):
         hint = f"did you mean {close[0]!r}?" if close else f"registered: {', '.join(sorted(known)) or 'none'}"
         super().__init__(f"unknown job {job!r}; {hint}")
         self.job = job
+
+    # KeyError's own would put the sentence in quotes.
+    __str__ = Exception.__str__
 
 
 @dataclass(frozen=True)

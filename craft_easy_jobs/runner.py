@@ -183,6 +183,9 @@ class _Run:
     def _may_retry(self, ending: Ending) -> bool:
         if ending.status == "completed" or ending.abandoned or self._stopping:
             return False
+        if ending.reason == "result_invalid":
+            # The work is done; doing it again would not make its value JSON.
+            return False
         return self._attempts <= self.definition.options.retries
 
     async def _stops_within(self, seconds: float) -> bool:

@@ -73,7 +73,7 @@ async def raises(ctx: JobContext) -> None:
     }[ctx.params["what"]]
 
 
-@job(name="returns")
+@job(name="returns", retries=2, retry_delay_seconds=0)
 async def returns(ctx: JobContext) -> Any:
     return {"nan": {"a": [float("nan")]}, "set": {1}, "big": 2**80, "tuple": (1, 2)}[ctx.params["what"]]
 

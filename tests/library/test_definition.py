@@ -124,6 +124,7 @@ def test_an_unknown_job_comes_with_a_hint(fresh_registry: Registry) -> None:
     with pytest.raises(UnknownJobError, match="did you mean 'settlement'"):
         fresh_registry["setlement"]
     assert "x" not in fresh_registry
+    assert fresh_registry.get("x") is None
 
 
 def test_the_backoff_grows_with_jitter_up_to_a_limit() -> None:

@@ -96,6 +96,7 @@ async def test_a_value_that_json_cannot_hold_is_a_failure() -> None:
     for what, error in [("nan", "result.a[0]: nan"), ("set", "result: JSON cannot hold a set")]:
         result = await run("returns", params={"what": what})
         assert (result.status, result.reason, result.result) == ("failed", "result_invalid", None)
+        assert result.attempts == 1
         assert str(result.error).startswith(error)
     assert (await run("returns", params={"what": "tuple"})).result == (1, 2)
     assert str(2**80).encode() in encode_result(await run("returns", params={"what": "big"}))
