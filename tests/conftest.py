@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+import uvloop
 
 from tests.support.daemon import DaemonProcess
 from tests.support.processes import carrying, children, kill_all
@@ -21,6 +22,9 @@ from tests.support.waiting import wait_until
 # Inherited by everything that the tests start, so that what left the process tree is found too.
 _MARK_NAME, _MARK_VALUE = "CRAFT_EASY_TEST_SESSION", uuid.uuid4().hex
 os.environ[_MARK_NAME] = _MARK_VALUE
+
+# libuv opens a pipe for the whole process with its first loop (uvloop); no test is to blame for it.
+uvloop.new_event_loop().close()
 
 _WATCHED_SIGNALS = [getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "QUIT", "CHLD", "PIPE", "USR1")]
 
