@@ -209,6 +209,8 @@ class Pool:
         task = self._tasks.create_task(self._attend(worker), name=f"worker {name}")
         self._attending.add(task)
         task.add_done_callback(self._attending.discard)
+        # A task that is cancelled before its first step attends to nothing.
+        task.add_done_callback(lambda _: worker.kill())
         if self._closing:
             worker.kill()
         return worker
