@@ -30,7 +30,7 @@ STOPS = {
     "settlement": Stop(
         {"job": "demo-settlement", "tenant_id": "acme", "params": {"period": "2026-03"}}, "completed", None, range(1, 2)
     ),
-    "export": Stop({"job": "demo-export", "tenant_id": "acme"}, "completed", None, range(1, 2)),
+    "export": Stop({"job": "demo-export"}, "completed", None, range(1, 2)),
     "flaky": Stop({"job": "demo-flaky"}, "completed", None, range(2, 10)),
     "overrun": Stop({"job": "demo-overrun"}, "failed", "timed_out", range(1, 2)),
 }
@@ -48,6 +48,9 @@ def main() -> int:
         if problems:
             print(*problems, f"--- log of the daemon\n{daemon.log}", sep="\n", file=sys.stderr)
         return 1 if problems else 0
+    except AssertionError as error:
+        print(error, file=sys.stderr)
+        return 1
     finally:
         daemon.close()
         shutil.rmtree(folder, ignore_errors=True)
