@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -178,5 +178,12 @@ class History(RuleBasedStateMachine):
 @pytest.mark.parametrize("kind", IMPLEMENTATIONS)
 def test_random_histories(kind: str) -> None:
     machine = type("History", (History,), {"kind": kind})
-    limits = settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    limits = settings(
+        max_examples=40,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        # Each step is a commit: making a failing history shorter would take longer than the test may.
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    )
     run_state_machine_as_test(machine, settings=limits)

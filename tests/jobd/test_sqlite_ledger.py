@@ -187,7 +187,7 @@ async def test_no_query_looks_at_every_run(ledger: SqliteLedger) -> None:
         await ledger.mark_published([run.run.seq])
     reads = [
         lambda db: ledger_reads.get(db, "a"),
-        lambda db: ledger_reads.find(db, [], "settle", None, None, 9, 9),
+        lambda db: ledger_reads.find(db, [], "settle", None, None, None, 9),
         lambda db: ledger_reads.find(db, [], None, "t", None, None, 9),
         lambda db: ledger_reads.find(db, [], None, None, "p", None, 9),
         lambda db: ledger_reads.find(db, [RunState.FAILED], None, None, None, None, 9),
@@ -229,7 +229,10 @@ async def test_loud_runs_are_published_a_few_at_a_time(ledger: SqliteLedger, mon
 
 async def test_calls_of_one_turn_share_a_commit(ledger: SqliteLedger) -> None:
     before = ledger.commits
-    await asyncio.gather(*[ledger.submit([spec(f"r{n}")]) for n in range(100)])
+    reached = threading.Event()
+    first = ledger._writer.call(lambda db: reached.set())
+    assert not reached.wait(0.05), "handed over before the turn was over"
+    await asyncio.gather(first, *[ledger.submit([spec(f"r{n}")]) for n in range(100)])
     assert ledger.commits == before + 1
 
 
