@@ -251,6 +251,13 @@ async def test_calls_made_during_a_commit_share_the_next_one_in_their_order(ledg
     assert ledger.commits == before + 2
 
 
+async def test_what_was_called_in_the_turn_of_the_close_is_committed(ledger: SqliteLedger) -> None:
+    last = ledger._writer.call(lambda db: "committed")
+    await ledger._writer.close()
+    assert last.done()
+    assert await last == "committed"
+
+
 async def test_reading_goes_on_while_writing(ledger: SqliteLedger) -> None:
     async def write() -> None:
         for n in range(100):
