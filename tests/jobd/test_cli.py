@@ -369,7 +369,7 @@ def test_check_imports_the_jobs_in_a_process_of_their_own(cli: Cli, short_dir: P
         "@job(name='good', description='does good')\n"
         "async def good(ctx): ...\n"
     )
-    done = cli("check --jobs good.py --slots 7")
+    done = cli("check --jobs good.py --slots 7", CRAFT_EASY_JOB_JOBS="the.authors.own")
     assert done.code == 0, done.err
     assert [line.split()[0] for line in done.out.splitlines()] == ["JOB", "good"]
     document = cli("check --jobs good.py --slots 7 --json").document

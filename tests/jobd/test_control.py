@@ -19,6 +19,7 @@ from openapi_spec_validator import validate
 
 from craft_easy_jobd.control import Control, group_ids, listen, user_name
 from craft_easy_jobd.errors import RootLockedError, SettingsError
+from craft_easy_jobd.ledger import Run
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.model import decode_result
 from tests.jobd.serving import JOBS, Answer, Desk, Served, serving
@@ -264,6 +265,24 @@ def test_waiting_for_a_run_has_a_limit(served: Served) -> None:
     assert served.get("/v1/runs/a?wait=0.05")["state"] == "running"
     assert not served.desk.bell._listeners
     problem(served.call("GET", "/v1/runs/a?wait=61"), 400)
+
+
+def test_waiting_looks_again_only_when_the_bell_rings(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = served.begin(run_id="a")
+    looks = []
+    get = served.desk.ledger.get
+
+    async def counted(run_id: str) -> Run | None:
+        looks.append(run_id)
+        return await get(run_id)
+
+    monkeypatch.setattr(served.desk.ledger, "get", counted)
+    waiter = threading.Thread(target=served.get, args=("/v1/runs/a?wait=0.3",))
+    waiter.start()
+    wait_until(lambda: looks)
+    served.say(lease, "still at it")
+    waiter.join(10)
+    assert len(looks) <= 2
 
 
 def test_the_result_is_that_of_the_file(served: Served) -> None:
