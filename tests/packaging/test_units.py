@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ UNITS = Path(__file__).parents[2] / "systemd"
 def test_systemd_has_nothing_to_say(name: str, tmp_path: Path) -> None:
     # It wants the program to exist; where it is installed is another matter.
     unit = tmp_path / name
-    unit.write_text((UNITS / name).read_text().replace("/usr/bin/craft-easy-jobd", sys.executable))
+    unit.write_text((UNITS / name).read_text().replace("/usr/bin/craft-easy-jobd", "/bin/true"))
     verified = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
     )
