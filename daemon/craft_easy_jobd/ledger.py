@@ -60,7 +60,10 @@ class Lease(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How a run ended. `state` is `completed` or `failed`; `result` is JSON."""
+    """How a run ended. `state` is `completed` or `failed`; `result` is JSON.
+
+    `started_at` is the last attempt's as it goes in, the first one's as it comes out.
+    """
 
     state: RunState
     reason: str | None
@@ -202,7 +205,10 @@ class Ledger(Protocol):
 
     # -- publishing
     async def unpublished(self, *, limit: int) -> list[Ended]:
-        """Ended runs whose result file is not known to be durable, oldest first."""
+        """Ended runs whose result file is not known to be durable, oldest first.
+
+        May return fewer than `limit` when their logs are large; none only when none is left.
+        """
 
     def mark_published(self, seqs: Sequence[int]) -> Future[None]:
         """These runs' result files are durable."""

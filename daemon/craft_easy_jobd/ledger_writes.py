@@ -26,7 +26,9 @@ _NEXT = (
 _START = "token = token + 1, attempt = attempt + 1, started_at = coalesce(started_at, ?)"
 _RETURNING = f" RETURNING -priority, seq, {', '.join((*LEASE, *SPEC))}"
 _CLAIM = move(RunState.RUNNING, _START, f"seq IN ({_NEXT})") + _RETURNING
-_RESULT_IS = f"next_at = NULL, {', '.join(f'{name} = ?' for name in RESULT)}"
+# A run began with its first attempt, whichever attempt ends it.
+_SOURCES = {**dict.fromkeys(RESULT, "?"), "started_at": "coalesce(started_at, ?)"}
+_RESULT_IS = ", ".join(("next_at = NULL", *(f"{name} = {source}" for name, source in _SOURCES.items())))
 _END_ACTIVE = {state: move(state, _RESULT_IS, _LEASED, among=ACTIVE) for state in FINAL}
 _END_WAITING = move(RunState.FAILED, _RESULT_IS, _LEASED, among=WAITING)
 _STOP = move(RunState.STOPPING, "cancel_requested = 1", "run_id = ?")

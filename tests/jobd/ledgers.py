@@ -65,7 +65,7 @@ def spec(run_id: str, **fields: object) -> RunSpec:
 
 
 def ended(state: RunState = RunState.COMPLETED, reason: str | None = None, attempts: int = 1) -> Result:
-    return Result(state, reason, b'{"processed":42}', None, START + 1, START + 2, attempts, 0.5, 1 << 20, "w1", "v1")
+    return Result(state, reason, b'{"processed":42}', None, START, START + 2, attempts, 0.5, 1 << 20, "w1", "v1")
 
 
 async def started(ledger: Ledger, run_id: str = "a", **fields: object) -> Lease:

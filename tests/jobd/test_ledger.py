@@ -174,6 +174,12 @@ async def test_retry_counts_failures_and_interruptions(ledger: Ledger, clock: Cl
     run = await ledger.get("a")
     assert run is not None
     assert (run.started_at, run.reason) == (START, "worker_lost")
+    clock.now += 60
+    assert await ledger.finish([(third, ended()._replace(started_at=clock.now))]) == [True]
+    run = await ledger.get("a")
+    assert run is not None
+    assert run.result is not None
+    assert run.result.started_at == START, "a run began with its first attempt"
 
 
 async def test_what_is_said_with_an_old_token_is_refused(ledger: Ledger) -> None:
