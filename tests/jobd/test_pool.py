@@ -19,6 +19,7 @@ import uvloop
 from craft_easy_jobd import pool as pool_module
 from craft_easy_jobd.pool import Pool, Worker
 from craft_easy_jobd.settings import Settings
+from craft_easy_jobs import wire
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import Cancel, Catalogue, Entries, Outcome, Start, Stop
 from craft_easy_jobs.workload import MAX_LOG_BYTES, MAX_RESULT_BYTES
@@ -26,9 +27,6 @@ from tests.support.waiting import wait_until
 
 JOBS = str(Path(__file__).with_name("worker_jobs.py"))
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-
-# The first loop of uvloop opens a pipe that stays; no single test shall be blamed for it.
-uvloop.new_event_loop().close()
 
 
 class Recorder:
@@ -304,9 +302,10 @@ async def test_the_log_comes_in_order_and_before_the_outcome() -> None:
         ("warning", "three", None),
         ("error", "four \N{SNOWMAN}", None),
         ("info", "from a thread", None),
+        ("info", "last", None),
     ]
     assert c.heard.said[-1] == "Outcome"
-    assert sum(chunk.count for chunk in c.heard.chunks) == 5
+    assert sum(chunk.count for chunk in c.heard.chunks) == 6
     assert sum(chunk.warnings for chunk in c.heard.chunks) == 2
     assert [chunk.progress for chunk in c.heard.chunks if chunk.progress] == [("two", 50)]
 
@@ -438,6 +437,19 @@ async def test_how_a_worker_died_is_told_after_all_that_it_said() -> None:
         os.kill(third.pid, signal.SIGTERM)
         assert await c.end_of(third) == (-signal.SIGTERM, "worker w3 was killed by SIGTERM")
         assert not third.killed
+
+
+@on_both_loops
+async def test_what_a_dead_worker_had_sent_is_read_to_its_end() -> None:
+    async with crew() as c:
+        worker = await c.worker()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wire, "_READ_BYTES", 8)
+            c.start(worker, "die", how="exit")
+            # After the sending: this loop hears of the end as soon as it can read.
+            asyncio.get_running_loop().call_soon(wait_until, lambda: not alive(worker.pid))
+            await c.end_of(worker)
+        assert c.heard.entries["r"]
 
 
 @on_both_loops

@@ -69,6 +69,7 @@ async def talk(ctx: JobContext) -> str:
     await asyncio.sleep(0)
     await ctx.error("four \N{SNOWMAN}")
     await asyncio.to_thread(asyncio.run, ctx.log("from a thread"))
+    await ctx.log("last")
     return "said"
 
 
