@@ -214,7 +214,7 @@ class Dispatcher:
         finished: list[tuple[Lease, Result]] = []
         again: list[Again] = []
         for facts in ended:
-            verdict = judge(facts, budget=self._budget, share=random.random())
+            verdict = judge(facts, budget=self._budget, share=random.random())  # noqa: S311 (jitter)
             if isinstance(verdict, Again):
                 again.append(verdict)
             else:

@@ -154,6 +154,9 @@ class Workforce:
 
     def _cannot_work(self, problem: str) -> None:
         self.problem = problem
-        logger.error("no worker can start", extra={"problem": problem})
         if not self._known.done():
+            # The daemon ends with this; what the other workers say of it would only repeat it.
+            self._closing = True
             self._known.set_exception(JobsError(problem))
+        elif not self._closing:
+            logger.error("no new worker can start", extra={"problem": problem})

@@ -212,13 +212,13 @@ async def test_cancel_ends_what_waits(ledger: Ledger, clock: Clock) -> None:
     await ledger.retry([Again(again, "exception", "boom", delay_seconds=60)])
     await ledger.submit([spec("queued"), spec("scheduled", not_before=START + 60)])
     clock.now += 1
-    for run_id, attempts in (("queued", 0), ("scheduled", 0), ("again", 1)):
+    now = START + 1
+    for run_id, began, attempts in (("queued", now, 0), ("scheduled", now, 0), ("again", START, 1)):
         assert await ledger.cancel(run_id) is S.FAILED
         run = await ledger.get(run_id)
         assert run is not None
         error = "cancelled before it started"
-        now = START + 1
-        assert run.result == Result(S.FAILED, "cancelled", b"null", error, now, now, attempts)
+        assert run.result == Result(S.FAILED, "cancelled", b"null", error, began, now, attempts)
     assert ledger.next_due is None
     assert len(await ledger.unpublished(limit=9)) == 3
 
