@@ -116,11 +116,13 @@ async def test_a_timed_out_attempt_is_tried_again() -> None:
 
 async def test_a_job_that_refuses_to_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     others = asyncio.all_tasks()
-    result = await run("refuses")
+    try:
+        result = await run("refuses")
+    finally:
+        monkeypatch.setenv("LET_GO", "1")
+        await asyncio.wait(asyncio.all_tasks() - others)
     assert (result.status, result.reason, result.attempts) == ("failed", "timed_out", 1)
     assert result.error == "timed out after 1 s and did not end within 0.2 s of that"
-    monkeypatch.setenv("LET_GO", "1")
-    await asyncio.wait(asyncio.all_tasks() - others)
 
 
 async def test_validation_is_for_those_who_ask() -> None:
