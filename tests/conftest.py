@@ -23,6 +23,10 @@ from tests.support.waiting import wait_until
 _MARK_NAME, _MARK_VALUE = "CRAFT_EASY_TEST_SESSION", uuid.uuid4().hex
 os.environ[_MARK_NAME] = _MARK_VALUE
 
+# What the tests start must meet what users meet, not what this shell happens to set.
+for _name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(_name, None)
+
 # libuv opens a pipe for the whole process with its first loop (uvloop); no test is to blame for it.
 uvloop.new_event_loop().close()
 
