@@ -15,7 +15,9 @@ def job_result(ended: Ended) -> JobResult:
     run, spec, result = ended.run, ended.run.spec, ended.run.result
     if result is None:
         raise ValueError(f"run {spec.run_id} has not ended")
-    started, completed = _moment(result.started_at), _moment(result.completed_at)
+    started = _moment(result.started_at)
+    # A clock that was set back meanwhile makes no run end before it began.
+    completed = max(started, _moment(result.completed_at))
     return JobResult(
         job_name=spec.job,
         run_id=spec.run_id,

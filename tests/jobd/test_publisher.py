@@ -32,7 +32,7 @@ ENTRY = b'{"timestamp":"2026-02-02T02:40:01.000000+00:00","level":"warning","mes
 
 @pytest.fixture
 async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
-    ledger = SqliteLedger(tmp_path / "ledger.db")
+    ledger = SqliteLedger(tmp_path / "ledger.db", clock=lambda: STARTED)
     await ledger.open()
     yield ledger
     await ledger.close()
@@ -143,6 +143,13 @@ async def test_a_result_that_has_not_ended_is_no_result(ledger: SqliteLedger) ->
 
 def _fields(struct: Any) -> dict[str, Any]:
     return {name: getattr(struct, name) for name in struct.__struct_fields__}
+
+
+async def test_a_clock_that_is_set_back_makes_no_run_end_before_it_began(ledger: SqliteLedger) -> None:
+    await end(ledger, ["r1"], result()._replace(completed_at=STARTED - 3600))
+    (ended,) = await ledger.unpublished(limit=1)
+    written = job_result(ended)
+    assert (written.completed_at, written.duration_seconds) == (written.started_at, 0.0)
 
 
 async def test_values_go_to_the_file_as_the_json_that_they_are(ledger: SqliteLedger) -> None:
@@ -357,7 +364,7 @@ async def test_after_a_failed_sync_nothing_is_marked(
     told: list[str] = []
     one = Publisher(results, ledger, published=told.extend)
     with pytest.raises(SyncError, match="the disk did not take it: Input/output error") as caught:
-        await one.run()
+        await asyncio.wait_for(one.run(), 10)
     one.close()
     assert caught.value.exit_code == LedgerError.exit_code == 74
     assert not told
@@ -406,7 +413,7 @@ async def test_a_results_folder_that_is_none_is_refused(ledger: SqliteLedger, re
     results.touch()
     one = Publisher(results, ledger, published=lambda _: None)
     with pytest.raises(FolderError, match="results: Not a directory"):
-        await one.run()
+        await asyncio.wait_for(one.run(), 10)
     one.close()
 
 

@@ -161,7 +161,7 @@ async def test_requests_without_an_id_get_one_each(settings: Settings, desk: Des
 
 @pytest.mark.parametrize("name", [".hidden.json", "request.json.tmp", "request.part"])
 async def test_names_of_drafts_are_left_alone(settings: Settings, desk: Desk, incoming: Path, name: str) -> None:
-    drop(incoming, b"garbage", name)
+    drop(incoming, b"[]", name)
     async with serving(settings, desk):
         drop(incoming, ECHO)
         await until(lambda: names(incoming) == {name})
@@ -381,11 +381,20 @@ async def test_the_owner_of_the_file_is_who_asked(settings: Settings, desk: Desk
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="makes a file immutable")
+@pytest.mark.parametrize("content", [ECHO, b"[]"])
 async def test_a_file_that_cannot_be_moved_is_named_once_and_left(
-    settings: Settings, desk: Desk, incoming: Path, caplog: pytest.LogCaptureFixture
+    settings: Settings,
+    desk: Desk,
+    incoming: Path,
+    content: bytes,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stuck = incoming / "stuck.json"
-    stuck.write_bytes(ECHO)
+    stuck.write_bytes(content)
+    moves: list[str] = []
+    real = os.rename
+    monkeypatch.setattr(os, "rename", lambda name, *args, **options: (moves.append(name), real(name, *args, **options)))
     if subprocess.run(["chattr", "+i", stuck], capture_output=True).returncode:
         pytest.skip("the file system knows no immutable files")
     try:
@@ -399,6 +408,7 @@ async def test_a_file_that_cannot_be_moved_is_named_once_and_left(
     assert len(desk.specs) == 5
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "stuck.json" in caplog.text
+    assert moves.count("stuck.json") == 1
     assert not names(settings.rejected_dir)
 
 
@@ -494,6 +504,12 @@ async def test_incoming_is_removed_and_made_again(settings: Settings, desk: Desk
             await until(incoming.exists)
             drop(incoming, ECHO, f"{number}.json")
             await until(lambda number=number: len(desk.specs) == number + 1)  # type: ignore[misc]
+        assert watches() == 1
+
+
+def watches() -> int:
+    infos = [path.read_text() for path in Path("/proc/self/fdinfo").iterdir() if path.exists()]
+    return sum(info.count("inotify wd:") for info in infos)
 
 
 async def test_claimed_and_rejected_are_made_again(settings: Settings, desk: Desk, incoming: Path) -> None:
@@ -715,7 +731,7 @@ async def test_a_failing_disk_ends_the_spool(
     spool = make_spool(settings, desk)
     await spool.recover()
     with pytest.raises(SyncError, match="claimed: the disk did not take it"):
-        await spool.run()
+        await asyncio.wait_for(spool.run(), 10)
     assert not desk.specs
     assert len(names(settings.claimed_dir)) == 1
 
