@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from craft_easy_jobs.failures import printable
-from craft_easy_jobs.model import Level, LogEntry, Scope, timestamp, utc_now
+from craft_easy_jobs.model import Level, LogEntry, timestamp, utc_now
+from craft_easy_jobs.scopes import Scope
 
 logger = logging.getLogger("craft_easy_jobs.run")
 # Without one, logging prints warnings of programs that configured nothing; the log is in the result anyway.

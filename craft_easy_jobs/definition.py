@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from craft_easy_jobs.errors import DefinitionError, UnknownJobError
+from craft_easy_jobs.scopes import SCOPES, Scope
 
 if TYPE_CHECKING:
     from craft_easy_jobs.context import JobContext
-    from craft_easy_jobs.model import Scope
 
 JobFunction = Callable[["JobContext"], Awaitable[Any]]
 F = TypeVar("F", bound=JobFunction)
@@ -17,7 +17,6 @@ F = TypeVar("F", bound=JobFunction)
 Isolation = Literal["shared", "process"]
 OnInterrupt = Literal["retry", "fail"]
 
-SCOPES = ("tenant", "parent_tenant", "system")
 ISOLATIONS = ("shared", "process")
 ON_INTERRUPT = ("retry", "fail")
 
@@ -42,7 +41,7 @@ class JobOptions:
     timeout_seconds: int = 300
     retries: int = 0
     per_tenant: bool = False
-    scope: "Scope" = "tenant"
+    scope: Scope = "tenant"
     params_schema: dict[str, Any] = field(default_factory=dict)
     isolation: Isolation = "shared"
     on_interrupt: OnInterrupt = "retry"
@@ -126,7 +125,7 @@ def job(
     timeout_seconds: int = 300,
     retries: int = 0,
     per_tenant: bool = False,
-    scope: "Scope" = "tenant",
+    scope: Scope = "tenant",
     params_schema: dict[str, Any] | None = None,
     *,
     isolation: Isolation = "shared",

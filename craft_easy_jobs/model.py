@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, TypedDict
 import msgspec
 
 from craft_easy_jobs.errors import RequestError, ResultValueError
+from craft_easy_jobs.scopes import Scope
 
 Level = Literal["info", "progress", "warning", "error"]
-Scope = Literal["tenant", "parent_tenant", "system"]
 Status = Literal["completed", "failed", "running"]
 
 # A bare $ would let a line feed through at the end; this form means the same in Python and in JSON Schema.

@@ -16,7 +16,8 @@ from craft_easy_jobs.attempting import Attempt, Ending
 from craft_easy_jobs.context import JobContext
 from craft_easy_jobs.definition import JobDefinition, Registry
 from craft_easy_jobs.definition import registry as all_jobs
-from craft_easy_jobs.model import JobResult, LogEntry, Scope, utc_now
+from craft_easy_jobs.model import JobResult, LogEntry, utc_now
+from craft_easy_jobs.scopes import Scope
 
 
 class RunOptions(TypedDict, total=False):

@@ -12,15 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from craft_easy_jobs import definition
 from craft_easy_jobs.definition import JobOptions
-from craft_easy_jobs.model import Scope
+from craft_easy_jobs.scopes import Scope
 
 if TYPE_CHECKING:
     import asyncio
-
-# definition.py has this name for type checkers only; msgspec looks it up there to read JobOptions.
-vars(definition).setdefault("Scope", Scope)
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 BEAT_SECONDS = 1.0

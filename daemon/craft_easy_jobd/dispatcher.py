@@ -11,10 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from craft_easy_jobd.attempts import Attempt, Attempts
 from craft_easy_jobd.bell import Bell
+from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.ledger import Again, Lease, Ledger, LogChunk, Result
 from craft_easy_jobd.pool import Worker
 from craft_easy_jobd.states import RunState
@@ -25,8 +26,6 @@ from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import Entries, Outcome
 
 logger = logging.getLogger("craft_easy_jobd.runs")
-
-T = TypeVar("T")
 
 _ISOLATIONS: tuple[Isolation, ...] = ("shared", "process")
 # Beyond this many runs a claim would only make the first of them wait.
@@ -40,19 +39,18 @@ class Dispatcher:
     Args:
         budget: interruptions after which a run is given up.
         ended: called after a commit that ended runs: there is something to publish.
-        failed: called with the error when the ledger can no longer be written.
     """
 
     def __init__(
         self,
         ledger: Ledger,
+        commits: Commits,
         bell: Bell,
         workforce: Workforce,
         attempts: Attempts,
         *,
         budget: int,
         ended: Callable[[], None],
-        failed: Callable[[BaseException], None],
     ) -> None:
         self._attempts = attempts
         self._open = False
@@ -61,10 +59,9 @@ class Dispatcher:
         self._workforce = workforce
         self._budget = budget
         self._ended = ended
-        self._failed = failed
         self._claiming: dict[Isolation, int] = dict.fromkeys(_ISOLATIONS, 0)
         self._homeless: deque[Lease] = deque()
-        self._commits: set[asyncio.Future[Any]] = set()
+        self._commits = commits
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at: float | None = None
 
@@ -98,8 +95,8 @@ class Dispatcher:
             room = min(self._workforce.room(isolation) - self._claiming[isolation], _CLAIM_AT_MOST)
             if room > 0:
                 self._claiming[isolation] += room
-                claim = self._ledger.claim(room, isolation=isolation)
-                self._commit(claim, partial(self._claimed, isolation, room))
+                claim = partial(self._ledger.claim, room, isolation=isolation)
+                self._commits.call(claim, partial(self._claimed, isolation, room))
 
     def look_again(self) -> None:
         """Once a second: what a jump of the wall clock, or a queue that only dedicated workers can take, needs."""
@@ -169,7 +166,7 @@ class Dispatcher:
                 self._attempts.end(attempt)
                 ended.append((attempt, message))
         if chunks:
-            self._commit(self._ledger.log(chunks), lambda _: self._bell.ring(chunk.run_id for chunk in chunks))
+            self._commits.call(partial(self._ledger.log, chunks), partial(self._logged, chunks))
         if ended:
             self._settle([self._facts(attempt, outcome) for attempt, outcome in ended])
             self.kick()
@@ -225,7 +222,7 @@ class Dispatcher:
             self._retry(again)
 
     def _finish(self, results: list[tuple[Lease, Result]]) -> None:
-        self._commit(self._ledger.finish(results), partial(self._finished, results))
+        self._commits.call(partial(self._ledger.finish, results), partial(self._finished, results))
 
     def _finished(self, results: list[tuple[Lease, Result]], written: list[bool]) -> None:
         self._ended()
@@ -237,7 +234,7 @@ class Dispatcher:
 
     def _retry(self, again: list[Again]) -> None:
         if again:
-            self._commit(self._ledger.retry(again), partial(self._retried, again))
+            self._commits.call(partial(self._ledger.retry, again), partial(self._retried, again))
 
     def _retried(self, again: list[Again], _written: list[bool]) -> None:
         for each in again:
@@ -250,25 +247,8 @@ class Dispatcher:
             self._workforce.want_dedicated()
         self.kick()
 
-    def _commit(self, future: "asyncio.Future[T]", then: Callable[[T], None]) -> None:
-        """Go on with `then` after the commit; an error there or here ends the daemon loudly."""
-        self._commits.add(future)
-
-        def committed(future: "asyncio.Future[T]") -> None:
-            self._commits.discard(future)
-            if future.cancelled():
-                return
-            try:
-                then(future.result())
-            except Exception as error:
-                self._failed(error)
-
-        future.add_done_callback(committed)
-
-    async def settled(self) -> None:
-        """Return when every commit that was asked for has been answered."""
-        while self._commits:
-            await asyncio.wait(self._commits)
+    def _logged(self, chunks: list[LogChunk], _written: None) -> None:
+        self._bell.ring(chunk.run_id for chunk in chunks)
 
 
 def _unstarted(lease: Lease, reason: str, error: str) -> Result:

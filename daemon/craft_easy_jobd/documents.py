@@ -12,7 +12,8 @@ from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import DaemonState
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import ApiError, RequestError
-from craft_easy_jobs.model import Scope, timestamp
+from craft_easy_jobs.model import timestamp
+from craft_easy_jobs.scopes import Scope
 
 MAX_WAIT_SECONDS = 60
 MAX_PAGE = 1000

@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.states import RunState
 from craft_easy_jobs.definition import Isolation, OnInterrupt
-from craft_easy_jobs.model import Scope
+from craft_easy_jobs.scopes import Scope
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +143,10 @@ class Ledger(Protocol):
     """Runs by state, all states present, kept in memory; true as of the last commit."""
     next_due: float | None
     """When the earliest scheduled or retrying run may start; None when there is none. True as of the last commit."""
+
+    @property
+    def broken(self) -> LedgerError | None:
+        """Why nothing can be written any more; None while calls that fail may succeed later."""
 
     async def open(self) -> None:
         """Open or create; claims, counts and `next_due` are ready when it returns.

@@ -6,7 +6,7 @@ import msgspec
 
 from craft_easy_jobd.states import RunState
 from craft_easy_jobs.definition import Isolation
-from craft_easy_jobs.model import Scope
+from craft_easy_jobs.scopes import Scope
 
 DaemonState = Literal["starting", "running", "draining", "stopping"]
 

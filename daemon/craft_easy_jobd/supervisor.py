@@ -15,6 +15,7 @@ import uvloop
 from craft_easy_jobd.admission import admit, new_run_id
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.bell import Bell
+from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.errors import FolderError
 from craft_easy_jobd.ledger import RunSpec, Submitted
@@ -24,11 +25,11 @@ from craft_easy_jobd.publisher import Publisher
 from craft_easy_jobd.reporting import report
 from craft_easy_jobd.rootlock import root_lock
 from craft_easy_jobd.settings import Settings
+from craft_easy_jobd.shutdown import Shutdown
 from craft_easy_jobd.spool import Spool
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobd.states import ACTIVE, FINAL, RunState
 from craft_easy_jobd.status import Status
-from craft_easy_jobd.stopping import Cause, Level, next_level
 from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import CraftEasyJobsError, RequestError
@@ -87,21 +88,21 @@ class Supervisor:
         self._started = time.monotonic()
         self._ready = False
         self._failing = False
-        self._level = Level.SERVING
-        self._stop_asked = asyncio.Event()
         self._attempts = Attempts()
         self._workforce = Workforce(settings, self._attempts, tasks)
         self._publisher = Publisher(settings.results_dir, self.ledger, published=self.bell.ring)
+        self._commits = Commits(self.ledger, failed=self._fail)
         self._dispatcher = Dispatcher(
             self.ledger,
+            self._commits,
             self.bell,
             self._workforce,
             self._attempts,
             budget=settings.interruption_budget,
             ended=self._publisher.wake,
-            failed=self._fail,
         )
         self._workforce.listener = self._dispatcher
+        self._shutdown = Shutdown(self._dispatcher, self._attempts, drain_timeout=settings.drain_timeout)
         self._spool = Spool(
             settings,
             submit=self._submit,
@@ -116,7 +117,7 @@ class Supervisor:
         self._take_signals()
         async with contextlib.AsyncExitStack() as undo:
             await self._boot(undo)
-            if not self._stop_asked.is_set():
+            if not self._shutdown.asked.is_set():
                 await self._serve()
             await self._drain()
 
@@ -146,18 +147,18 @@ class Supervisor:
             notify("READY=1")
             jobs = len(self._workforce.catalogue.jobs)
             logger.info("serving", extra={"root": self.settings.root, "jobs": jobs})
-            await self._stop_asked.wait()
+            await self._shutdown.asked.wait()
 
     async def _drain(self) -> None:
         """Wait for the attempts to end, as the ladder makes them, and for all that follows from it to be durable."""
         self._dispatcher.close()
         await self._attempts.idle.wait()
-        await self._dispatcher.settled()
+        await self._commits.settled()
 
     async def _catalogue_or_stop(self) -> None:
         """A module that hangs while it is imported must not keep the daemon from stopping."""
         known = asyncio.ensure_future(self._workforce.catalogue_known())
-        stop = asyncio.ensure_future(self._stop_asked.wait())
+        stop = asyncio.ensure_future(self._shutdown.asked.wait())
         await asyncio.wait({known, stop}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if known.done():
@@ -198,6 +199,8 @@ class Supervisor:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
+            if self.ledger.broken is not None:
+                raise self.ledger.broken
             self._dispatcher.look_again()
             counts = self.ledger.counts
             running = sum(counts[state] for state in ACTIVE)
@@ -209,52 +212,28 @@ class Supervisor:
             self._failing = True
             self._tasks.create_task(_raise(error), name="failure")
 
-    # -- the stop ladder
-
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, logger.warning, "reload is not supported yet; restart the daemon")
 
-    def stop(self) -> None:
-        """Go one step down: drain, cut, now."""
-        self._descend(next_level(self._level))
-
-    def _descend(self, level: Level) -> None:
-        if level <= self._level:
-            return
-        self._level = level
-        logger.warning("stopping", extra={"step": level.name.lower(), "attempts": len(self._attempts)})
-        match level:
-            case Level.DRAIN:
-                notify("STOPPING=1")
-                self._dispatcher.close()
-                for attempt in self._attempts:
-                    self._attempts.ask(attempt)
-                loop = asyncio.get_running_loop()
-                loop.call_later(self.settings.drain_timeout, self._descend, Level.CUT)
-            case Level.CUT:
-                for attempt in self._attempts:
-                    self._attempts.cut(attempt, Cause.INTERRUPTED)
-            case Level.NOW:
-                for attempt in self._attempts:
-                    self._attempts.kill(attempt, Cause.INTERRUPTED)
-        self._stop_asked.set()
-
     # -- what clients may ask
+
+    def stop(self) -> None:
+        self._shutdown.step()
 
     def status(self) -> Status:
         return report(
             settings=self.settings,
-            level=self._level,
+            level=self._shutdown.level,
             ready=self._ready,
             uptime_seconds=time.monotonic() - self._started,
             counts=self.ledger.counts,
             workers=self._workforce.workers,
             attempts=self._attempts,
             jobs=len(self._workforce.catalogue.jobs),
-            problems=[self._workforce.problem, self._spool.problem, self._publisher.problem],
+            problems=[part.problem for part in (self._commits, self._workforce, self._spool, self._publisher)],
         )
 
     def jobs(self) -> Sequence[JobOptions]:

@@ -1,0 +1,53 @@
+"""The daemon's way down: what each step of the stop ladder does to the attempts."""
+
+import asyncio
+import logging
+
+from craft_easy_jobd.attempts import Attempts
+from craft_easy_jobd.dispatcher import Dispatcher
+from craft_easy_jobd.notify import notify
+from craft_easy_jobd.stopping import Cause, Level, next_level
+
+logger = logging.getLogger("craft_easy_jobd")
+
+
+class Shutdown:
+    """Goes down the ladder, one step a call; `asked` is set by the first.
+
+    Args:
+        drain_timeout: seconds after which a drain becomes a cut by itself.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, attempts: Attempts, *, drain_timeout: float) -> None:
+        self.level = Level.SERVING
+        self.asked = asyncio.Event()
+        self._dispatcher = dispatcher
+        self._attempts = attempts
+        self._drain_timeout = drain_timeout
+
+    def step(self) -> None:
+        """A signal, or a client's wish: drain, cut, now."""
+        self._descend(next_level(self.level))
+
+    def _descend(self, level: Level) -> None:
+        if level <= self.level:
+            return
+        self.level = level
+        logger.warning("stopping", extra={"step": level.name.lower(), "attempts": len(self._attempts)})
+        match level:
+            case Level.DRAIN:
+                self._drain()
+            case Level.CUT:
+                for attempt in list(self._attempts):
+                    self._attempts.cut(attempt, Cause.INTERRUPTED)
+            case Level.NOW:
+                for attempt in list(self._attempts):
+                    self._attempts.kill(attempt, Cause.INTERRUPTED)
+        self.asked.set()
+
+    def _drain(self) -> None:
+        notify("STOPPING=1")
+        self._dispatcher.close()
+        for attempt in list(self._attempts):
+            self._attempts.ask(attempt)
+        asyncio.get_running_loop().call_later(self._drain_timeout, self._descend, Level.CUT)
