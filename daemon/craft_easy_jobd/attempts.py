@@ -22,6 +22,7 @@ class Attempt:
     lease: Lease
     options: JobOptions
     worker: Worker
+    code_version: str | None
     started: float
     started_at: float
     timer: asyncio.TimerHandle
@@ -79,13 +80,14 @@ class Attempts:
         """How many slots of the worker are taken."""
         return len(self._by_worker[worker.name])
 
-    def start(self, lease: Lease, options: JobOptions, worker: Worker) -> None:
+    def start(self, lease: Lease, options: JobOptions, worker: Worker, code_version: str | None) -> None:
         """Send the attempt to the worker; its clock starts now, not when the worker says so."""
         spec = lease.spec
         attempt = Attempt(
             lease=lease,
             options=options,
             worker=worker,
+            code_version=code_version,
             started=time.monotonic(),
             started_at=time.time(),
             timer=asyncio.get_running_loop().call_later(options.timeout_seconds, self._overrun, lease),

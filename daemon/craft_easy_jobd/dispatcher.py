@@ -88,8 +88,9 @@ class Dispatcher:
         if not self._open:
             return
         self._place_homeless()
-        self._set_alarm(self._ledger.next_due)
-        if not (submitted or self._ledger.counts[RunState.QUEUED] or self._is_due()):
+        due = self._ledger.next_due
+        self._set_alarm(due)
+        if not (submitted or self._ledger.counts[RunState.QUEUED] or (due is not None and due <= time.time())):
             return
         for isolation in _ISOLATIONS:
             room = min(self._workforce.room(isolation) - self._claiming[isolation], _CLAIM_AT_MOST)
@@ -116,7 +117,8 @@ class Dispatcher:
 
     def _place(self, lease: Lease) -> None:
         """Start the attempt in the worker of its isolation that has the most room."""
-        options = self._workforce.catalogue.jobs.get(lease.spec.job)
+        catalogue = self._workforce.catalogue
+        options = catalogue.jobs.get(lease.spec.job)
         if options is None:
             self._finish([(lease, _unstarted(lease, "unknown_job", _UNKNOWN_JOB.format(lease.spec.job)))])
             return
@@ -125,7 +127,7 @@ class Dispatcher:
             # The worker that had the room is gone since; the next one that is ready takes the lease.
             self._homeless.append(lease)
             return
-        self._attempts.start(lease, options, worker)
+        self._attempts.start(lease, options, worker, catalogue.code_version)
         if lease.spec.isolation == "process":
             self._workforce.want_dedicated()
 
@@ -135,9 +137,6 @@ class Dispatcher:
 
     def _give_back(self, leases: Iterable[Lease]) -> None:
         self._retry([Again(lease, "interrupted", "not started yet", interrupted=True) for lease in leases])
-
-    def _is_due(self) -> bool:
-        return self._ledger.next_due is not None and self._ledger.next_due <= time.time()
 
     def _set_alarm(self, due: float | None) -> None:
         """Kick when the next scheduled or retrying run is due."""
@@ -168,7 +167,7 @@ class Dispatcher:
         if chunks:
             self._commits.call(partial(self._ledger.log, chunks), partial(self._logged, chunks))
         if ended:
-            self._settle([self._facts(attempt, outcome) for attempt, outcome in ended])
+            self._settle([_facts(attempt, outcome) for attempt, outcome in ended])
             self.kick()
 
     def lost(self, worker: Worker, problem: str) -> None:
@@ -177,7 +176,7 @@ class Dispatcher:
         killed = any(attempt.rung is Rung.KILLED for attempt in attempts)
         for attempt in attempts:
             self._attempts.end(attempt)
-        self._settle([self._facts(attempt, None, problem, bystander=killed) for attempt in attempts])
+        self._settle([_facts(attempt, None, problem, bystander=killed) for attempt in attempts])
 
     def cancel(self, run_id: str, *, force: bool) -> None:
         """An operator's wish, already in the ledger, for a run that is active."""
@@ -189,21 +188,6 @@ class Dispatcher:
         for lease in [lease for lease in self._homeless if lease.run_id == run_id]:
             self._homeless.remove(lease)
             self._finish([(lease, _unstarted(lease, "cancelled", "cancelled before it started"))])
-
-    def _facts(self, attempt: Attempt, outcome: Outcome | None, problem: str = "", *, bystander: bool = False) -> Ended:
-        return Ended(
-            lease=attempt.lease,
-            options=attempt.options,
-            outcome=outcome,
-            cause=attempt.cause,
-            cancel_asked=attempt.cancel_asked,
-            problem=problem,
-            bystander=bystander,
-            started_at=attempt.started_at,
-            completed_at=attempt.completed_at,
-            worker=attempt.worker.name,
-            code_version=self._workforce.catalogue.code_version,
-        )
 
     # -- settling
 
@@ -249,6 +233,22 @@ class Dispatcher:
 
     def _logged(self, chunks: list[LogChunk], _written: None) -> None:
         self._bell.ring(chunk.run_id for chunk in chunks)
+
+
+def _facts(attempt: Attempt, outcome: Outcome | None, problem: str = "", *, bystander: bool = False) -> Ended:
+    return Ended(
+        lease=attempt.lease,
+        options=attempt.options,
+        outcome=outcome,
+        cause=attempt.cause,
+        cancel_asked=attempt.cancel_asked,
+        problem=problem,
+        bystander=bystander,
+        started_at=attempt.started_at,
+        completed_at=attempt.completed_at,
+        worker=attempt.worker.name,
+        code_version=attempt.code_version,
+    )
 
 
 def _unstarted(lease: Lease, reason: str, error: str) -> Result:

@@ -201,7 +201,7 @@ class Served:
         """Finish a run: completed, or failed when there is an error."""
         state = RunState.FAILED if error else RunState.COMPLETED
         now = time.time()
-        ended = Result(state, reason, msgspec.json.encode(result), error, now - 1.5, now, lease.attempt)
+        ended = Result(state, reason, msgspec.json.encode(result), error, now, now, lease.attempt)
         assert self.run(self.desk.ledger.finish, [(lease, ended)]) == [True]
         self.ring(lease.run_id)
 
