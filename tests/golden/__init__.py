@@ -1,0 +1,1 @@
+"""Files of every version of our formats: they must load for ever."""
