@@ -81,13 +81,9 @@ class Publisher:
         self._lane.close()
 
     async def _publish_all(self) -> None:
-        while True:
-            batch = await self._ledger.unpublished(limit=BATCH)
-            if batch:
-                await self._publish(batch)
-            # What ends from here on wakes the publisher again.
-            if len(batch) < BATCH:
-                return
+        # What ends after the last look wakes the publisher again.
+        while batch := await self._ledger.unpublished(limit=BATCH):
+            await self._publish(batch)
 
     async def _publish(self, batch: Sequence[Ended]) -> None:
         written, error = await self._lane.call(self._writer.write, batch)
