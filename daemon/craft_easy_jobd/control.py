@@ -19,7 +19,7 @@ from aiohttp.typedefs import Handler
 
 from craft_easy_jobd.api import BATCH_SIZE_FACTOR, HEARTBEAT_SECONDS, REQUESTED_BY, Api, refusal
 from craft_easy_jobd.documents import problem
-from craft_easy_jobd.errors import RootLockedError, SettingsError
+from craft_easy_jobd.errors import LedgerError, RootLockedError, SettingsError
 from craft_easy_jobd.operations import Operations
 from craft_easy_jobs.errors import ApiError, RequestError
 
@@ -100,6 +100,8 @@ class Control:
             return refusal(
                 problem(ApiError(error.status, f"{request.method} {request.path}: {error.reason}")), headers=headers
             )
+        except LedgerError as error:
+            return refusal(problem(ApiError(503, str(error))))
         except ConnectionError:
             return web.Response()  # Nobody is left to read it.
         except Exception:

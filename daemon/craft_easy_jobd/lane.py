@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -24,7 +25,10 @@ class Lane:
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
-            await asyncio.wait([call])
+            # A daemon that fails while it stops cancels twice.
+            while not call.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([call])
             raise
 
     def close(self) -> None:

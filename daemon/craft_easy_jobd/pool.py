@@ -241,6 +241,10 @@ class Pool:
     async def _attend(self, worker: Worker) -> None:
         try:
             await worker.gone()
+        except asyncio.CancelledError:
+            # Only the daemon's end cancels this: nobody is to start another one in its place.
+            worker.leaving = True
+            raise
         finally:
             del self.workers[worker.name]
             self._events.worker_gone(worker, worker.returncode, worker.problem)

@@ -11,9 +11,11 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.support.processes import carrying, children, kill_all
 from tests.support.waiting import wait_until
@@ -25,13 +27,17 @@ MARK = "CRAFT_EASY_TEST_DAEMON"
 class DaemonProcess:
     """`craft-easy-jobd serve` on `root`, with further arguments; ready when `start()` returns.
 
+    `prefix` is a command that becomes the daemon, or watches over it, such as a tracer.
     What it writes to stderr is in `log`; what it told the service manager, in `notices`. `close()` ends it together
     with everything that it started, however it died.
     """
 
-    def __init__(self, root: Path, *args: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, root: Path, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.root = root
         self.args = args
+        self.prefix = prefix
         self.notices: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="jobd-"))
@@ -48,18 +54,22 @@ class DaemonProcess:
     # -- life
     def start(self, *, within: float = 15.0) -> "DaemonProcess":
         """Start it, again after a stop too, and wait for READY=1; fails with its log when it ends before."""
+        self.launch()
+        self.wait_notice("READY=1", within=within)
+        return self
+
+    def launch(self) -> None:
+        """Start it and wait for nothing."""
         self.notices.clear()
-        command = [sys.executable, "-m", "craft_easy_jobd", "serve", "--root", str(self.root), *self.args]
+        command = [*self.prefix, sys.executable, "-m", "craft_easy_jobd", "serve", "--root", str(self.root), *self.args]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=PROJECT, env=self._env, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
             )
-        self.wait_notice("READY=1", within=within)
-        return self
 
     def wait_notice(self, notice: str, *, within: float = 10.0) -> None:
         """Wait until the daemon has sent a line to its service manager, such as STOPPING=1, since its start."""
-        wait_until(lambda: notice in self.notices or self._ended, within=within)
+        wait_until(lambda: notice in self.notices or self.ended, within=within)
         if notice not in self.notices:
             raise AssertionError(f"daemon: it ended without {notice}\n{self.log}")
 
@@ -68,7 +78,7 @@ class DaemonProcess:
             self.notices += said.decode().splitlines()
 
     @property
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
     @property
@@ -79,6 +89,10 @@ class DaemonProcess:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def processes(self) -> list[psutil.Process]:
+        """All that it started and that is there now, with itself, whoever the parent is."""
+        return carrying(self._mark)
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
