@@ -25,7 +25,7 @@ class Lines:
     """One line per log entry: local time, level, percentage, message."""
 
     def show(self, entry: LogEntry) -> None:
-        """Show an entry; a reader that went away does not fail the job."""
+        """Show an entry."""
         with suppress(OSError):
             self._show(entry)
 
@@ -38,8 +38,11 @@ class Lines:
         self._write(self._line(entry))
 
     def _write(self, line: str) -> None:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except OSError:
+            _leave_stderr()
 
     def _line(self, entry: LogEntry) -> str:
         moment = datetime.fromisoformat(entry["timestamp"]).astimezone()
@@ -90,3 +93,9 @@ def display(*, plain: bool) -> Lines:
     """A bar on a terminal that can show one, lines elsewhere and when `plain`."""
     able = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return Bar() if able and not plain else Lines()
+
+
+def _leave_stderr() -> None:
+    """A reader that went away does not fail the job, nor Python's last flush of what it did not take the exit code."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
