@@ -178,16 +178,10 @@ def encode_result(result: JobResult) -> bytes:
     """The JobResult file's bytes: one JSON object, timestamps in UTC with microseconds, a line feed at the end.
 
     `result`, `params` and `logs` may be `msgspec.Raw`: what is already JSON is not encoded again.
-
-    Raises:
-        ResultValueError: `result` or `params` hold what JSON cannot.
     """
     document = {name: getattr(result, name) for name in JobResult.__dataclass_fields__}
     document["started_at"] = timestamp(result.started_at)
     document["completed_at"] = result.completed_at and timestamp(result.completed_at)
-    for name in ("result", "params"):
-        if not isinstance(document[name], msgspec.Raw):
-            document[name] = msgspec.Raw(encode_value(document[name]))
     return msgspec.json.encode(document) + b"\n"
 
 

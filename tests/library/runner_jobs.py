@@ -34,7 +34,7 @@ async def talkative(ctx: JobContext) -> None:
     await ctx.warning("careful")
     await ctx.error("row 42")
     await ctx.progress("half-way", percentage=50)
-    await ctx.log("between")
+    await ctx.log("between [bold]bars[/bold]")
     await ctx.progress("there", percentage=100)
 
 
@@ -143,7 +143,14 @@ async def stops_badly(ctx: JobContext) -> None:
 
 @job(name="leaves-a-task")
 async def leaves_a_task(ctx: JobContext) -> None:
-    ctx.params["task"] = asyncio.create_task(asyncio.sleep(60))
+    async def background() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await ctx.log("swept")
+
+    ctx.params["task"] = asyncio.create_task(background())
+    await asyncio.sleep(0)
 
 
 chain("echo-then-fail", steps=[ChainStep("echo"), ChainStep("fails", depends_on=["echo"])])

@@ -211,7 +211,7 @@ def test_live_output_is_plain_lines_without_control_characters() -> None:
         "warning  careful",
         "error    row 42",
         "progress  50% half-way",
-        "info     between",
+        "info     between [bold]bars[/bold]",
         "progress 100% there",
     ]
 
@@ -224,7 +224,7 @@ def test_a_terminal_shows_a_bar(args: list[str], bar: bool) -> None:
     assert ("\x1b[2K" in shown) is bar
     assert "second [bold]line[/bold]" in shown
     assert "\x1b[31m" not in shown
-    assert re.search(r"info     between\r?\n", shown)
+    assert re.search(r"info     between \[bold\]bars\[/bold\]\r?\n", shown)
     assert "there" in shown
 
 

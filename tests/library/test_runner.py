@@ -221,7 +221,9 @@ def test_the_second_signal_cuts() -> None:
 
 def test_run_sync_works_in_any_thread_and_sweeps_what_the_job_left() -> None:
     results: list[JobResult] = []
-    thread = threading.Thread(target=lambda: results.append(JobRunner().run_sync("leaves-a-task")))
+    said: list[LogEntry] = []
+    thread = threading.Thread(target=lambda: results.append(JobRunner().run_sync("leaves-a-task", emit=said.append)))
     thread.start()
     thread.join(timeout=10)
     assert [result.status for result in results] == ["completed"]
+    assert [entry["message"] for entry in said] == ["swept"]
