@@ -1,0 +1,42 @@
+"""How much of the fault suite is run, from which seed, and what came of it.
+
+Environment: CRAFT_EASY_FAULTS=torture runs all of it; CRAFT_EASY_FAULTS_SEED=NUMBER repeats the choices of an earlier
+run. Both forms print the seed.
+"""
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TORTURE = os.environ.get("CRAFT_EASY_FAULTS") == "torture"
+SEED = int(os.environ.get("CRAFT_EASY_FAULTS_SEED") or random.SystemRandom().randrange(2**32))
+# Daemons side by side: a fault test waits for disks and ends of processes half of its time.
+LANES = max(2, os.cpu_count() or 2) + 1
+
+figures: list[str] = []
+
+whole = pytest.mark.timeout(7200 if TORTURE else 90)
+needs_root = pytest.mark.skipif(os.geteuid() != 0 and not os.environ.get("CI"), reason="mounts need root")
+
+
+def scaled(short: int, torture: int) -> int:
+    """How many of something."""
+    return torture if TORTURE else short
+
+
+def chance(name: str) -> random.Random:
+    """The choices of one part of the suite: the same for the same seed, whatever else runs."""
+    return random.Random(f"{SEED} {name}")
+
+
+def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """What `work` returns for each item, in their order."""
+    with ThreadPoolExecutor(LANES) as threads:
+        return list(threads.map(work, items))

@@ -1,0 +1,103 @@
+"""kill -9 of the supervisor, of a worker, of all, at random moments, while requests come in by spool and socket."""
+
+import os
+import random
+import signal
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Timer
+
+import psutil
+
+from tests.faults.book import FORGIVING, Book, workplace
+from tests.faults.scale import LANES, chance, figures, scaled, side_by_side, whole
+from tests.support.daemon import DaemonProcess
+
+pytestmark = whole
+
+CYCLES = scaled(200, 1000)
+# From before READY to the middle of the runs.
+LATEST_SECONDS = 0.5
+
+
+class Lane:
+    """One daemon that is killed again and again, on a root that lives through it all."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self.chance = chance(f"kill cycles, lane {number}")
+        self.book = Book(folder / "var", folder / "notes")
+        self.daemon = DaemonProcess(self.book.root, *FORGIVING, env=self.book.env)
+        self.kinds: Counter[str] = Counter()
+
+    def cycle(self) -> None:
+        """Ask and kill at the same time; the daemon may be on its way up, in recovery, or at work."""
+        if self.daemon.ended:
+            self.daemon.launch()
+        kind = self.chance.choice(["supervisor", "worker", "all"])
+        self.kinds[kind] += 1
+        struck = Event()
+        killer = Timer(self.chance.uniform(0, LATEST_SECONDS), self._strike, (kind, struck))
+        killer.start()
+        requests = [ask_for(self.chance) for _ in range(self.chance.randint(1, 4))]
+        for job, params in requests:
+            self.book.drop(job, **params)
+        while not struck.wait(self.chance.uniform(0.01, 0.1)):
+            self.book.submit(self.daemon, *self.chance.choice([("count",), ("fails",), ("flaky",)]))
+        killer.join()
+        if kind != "worker":
+            self.daemon.wait()
+        self.book.glance()
+
+    def _strike(self, kind: str, struck: Event) -> None:
+        try:
+            victims = [self.daemon.pid] if kind == "supervisor" else [each.pid for each in self.daemon.processes()]
+            self.chance.shuffle(victims)
+            if kind == "worker":
+                victims = [pid for pid in victims if pid != self.daemon.pid][:1]
+            for pid in victims:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        finally:
+            struck.set()
+
+
+def ask_for(chance: random.Random) -> tuple[str, dict[str, float]]:
+    job = chance.choice(["count", "fails", "flaky", "slow"])
+    return job, {"seconds": chance.uniform(0, 0.3)} if job == "slow" else {}
+
+
+def killed_again_and_again(number: int) -> tuple[Lane, list[str]]:
+    with workplace() as folder:
+        lane = Lane(number, folder)
+        try:
+            for _ in range(CYCLES // LANES + 1):
+                lane.cycle()
+            return lane, lane.book.settle(lane.daemon)
+        finally:
+            lane.daemon.close()
+
+
+def test_random_kills_lose_double_tear_and_leave_nothing() -> None:
+    outcomes = side_by_side(killed_again_and_again, range(LANES))
+    kinds = sum((lane.kinds for lane, _ in outcomes), Counter[str]())
+    owed = sum(len(lane.book.owed) for lane, _ in outcomes)
+    wrong = [each for _, lane_wrong in outcomes for each in lane_wrong]
+    figures.append(f"kill -9: {kinds.total()} cycles {dict(kinds)}, {owed} acknowledged requests, {len(wrong)} wrong")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_everything_is_dead_a_moment_after_the_supervisor() -> None:
+    with workplace() as folder:
+        book = Book(folder / "var", folder / "notes")
+        daemon = DaemonProcess(book.root, *FORGIVING, env=book.env)
+        try:
+            daemon.start()
+            book.drop("slow", seconds=30)
+            workers = [process for process in daemon.processes() if process.pid != daemon.pid]
+            assert workers
+            daemon.kill()
+            _, alive = psutil.wait_procs(workers, timeout=5)
+            assert not alive
+        finally:
+            daemon.close()
