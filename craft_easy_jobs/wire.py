@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
-BEAT_SECONDS = 1.0
+BEAT_SECONDS = 0.25
 _HEADER = 4
 _READ_BYTES = 256 * 1024
 
@@ -102,7 +102,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="outcome"):
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
-    """Worker → supervisor, every BEAT_SECONDS: how late its loop was at worst since the last, and its attempts."""
+    """Worker → supervisor, every BEAT_SECONDS: how late its loop was for it, and its attempts."""
 
     lag_seconds: float
     busy: int

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from craft_easy_jobs.board import Board, show_stack_on_signal
 from craft_easy_jobs.chaining import chains
 from craft_easy_jobs.definition import registry
 from craft_easy_jobs.errors import CraftEasyJobsError
@@ -35,12 +36,16 @@ def main() -> None:
     _prepare_process()
     sock = socket.socket(fileno=options.fd)
     sock.set_inheritable(False)
+    board = Board(options.board)
+    if options.stack != -1:
+        os.set_inheritable(options.stack, False)
+        show_stack_on_signal(options.stack)
     catalogue, validators = load(options.jobs)
     sock.sendall(pack([catalogue]))
     if catalogue.error is not None:
         sys.exit(EX_CONFIG)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        workload = Workload(runner.get_loop(), sock, validators, slots=options.slots)
+        workload = Workload(runner.get_loop(), sock, validators, board, slots=options.slots)
         while not workload.finished:
             # A task that a job started may raise these; asyncio lets them out of the loop, its neighbours go on.
             with suppress(SystemExit, KeyboardInterrupt):
@@ -64,6 +69,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fd", type=int, required=True, help="socket to the supervisor")
     parser.add_argument("--parent", type=int, required=True, help="the supervisor's pid")
     parser.add_argument("--slots", type=int, default=1, help="attempts side by side")
+    parser.add_argument("--board", type=int, default=-1, help="file for the mark of the attempt whose turn it is")
+    parser.add_argument("--stack", type=int, default=-1, help="file for the loop's stack, when asked for by signal")
     parser.add_argument("--jobs", action="append", default=[], help="module that registers jobs")
     return parser.parse_args()
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from craft_easy_jobs.board import Board, Mark
 from craft_easy_jobs.context import JobContext
 from craft_easy_jobs.definition import JobDefinition, registry
 from craft_easy_jobs.errors import ParamProblem, ParamsError, ResultValueError, UnknownJobError
@@ -27,8 +28,6 @@ MAX_ERROR_CHARACTERS = 10_000
 EX_UNAVAILABLE = 69
 
 _LOG_CUT = f"the log ends here: one attempt may write {MAX_LOG_BYTES} bytes; the job goes on"
-# The loop's lateness is sampled this often for each beat.
-_SAMPLES = 4
 # A job that does not let the loop turn is heard, and hears a stop, this often: when it logs or asks should_stop().
 _CATCH_UP_SECONDS = 0.1
 
@@ -49,6 +48,7 @@ class Workload:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         validators: Mapping[str, ParamsValidator],
+        board: Board,
         *,
         slots: int,
     ) -> None:
@@ -57,16 +57,16 @@ class Workload:
         self.measured = slots == 1
         self.finished = False
         self._validators = validators
+        self._board = board
+        board.watch(loop)
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._speakers: list[Attempt] = []
         self._quitting = False
         self._caught_up = 0.0
         self._clean_context = contextvars.copy_context()
         self._link = Link(loop, sock, ToWorker, self._received, lose_supervisor)
-        self._samples = 0
-        self._lag = 0.0
-        self._sample_at = time.monotonic()
-        self._sample()
+        self._beat_due = time.monotonic()
+        self._beat()
 
     def speak(self, attempt: "Attempt") -> None:
         """Send the attempt's entries at the end of this turn of the loop."""
@@ -119,7 +119,8 @@ class Workload:
             self._link.send(Outcome(start.run_id, start.token, **_raised("invalid_params", str(error))))
         else:
             attempt = self._attempts[start.run_id, start.token] = Attempt(self, start, definition, params)
-            attempt.task = self.loop.create_task(attempt.carry_out(), name=start.run_id)
+            work, context = self._board.marked(attempt.carry_out(), Mark(start.run_id, start.token))
+            attempt.task = self.loop.create_task(work, name=start.run_id, context=context)
 
     def _params(self, start: Start) -> dict[str, Any]:
         try:
@@ -136,16 +137,12 @@ class Workload:
             self._link.finish()
             self.loop.stop()
 
-    def _sample(self) -> None:
-        """Note how late the loop is, and send a beat when it is time."""
+    def _beat(self) -> None:
+        """Say that the loop turns, and how late it does."""
         now = time.monotonic()
-        self._lag = max(self._lag, now - self._sample_at)
-        self._samples += 1
-        if self._samples % _SAMPLES == 0:
-            self._link.send(Beat(self._lag, len(self._attempts)))
-            self._lag = 0.0
-        self._sample_at = now + BEAT_SECONDS / _SAMPLES
-        self.loop.call_later(BEAT_SECONDS / _SAMPLES, self._sample)
+        self._link.send(Beat(now - self._beat_due, len(self._attempts)))
+        self._beat_due = now + BEAT_SECONDS
+        self.loop.call_later(BEAT_SECONDS, self._beat)
 
 
 class Attempt:

@@ -17,7 +17,10 @@ from craft_easy_jobs.wire import Cancel, Start, Stop
 
 @dataclass(slots=True)
 class Attempt:
-    """One attempt in a worker. `started` is on the monotonic clock, `started_at` in Unix seconds."""
+    """One attempt in a worker. `started` is on the monotonic clock, `started_at` in Unix seconds.
+
+    `blocks_told`: how often its log says that it blocked its worker's loop.
+    """
 
     lease: Lease
     options: JobOptions
@@ -30,6 +33,7 @@ class Attempt:
     cause: Cause | None = None
     cancel_asked: bool = False
     progress: tuple[str, int | None] | None = None
+    blocks_told: int = 0
 
     @property
     def completed_at(self) -> float:

@@ -8,9 +8,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Protocol
 
+from craft_easy_jobd.probe import Blockage, Probe
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import BEAT_SECONDS, Beat, Catalogue, Entries, Link, Outcome, Quit, ToSupervisor, ToWorker
@@ -57,6 +58,9 @@ class Worker:
         leaving: was told that no more attempts will come.
         killed: SIGKILL was sent on our side.
         busy: attempts that it carries out, as it said last.
+        beat_at: when its loop was known to turn last, monotonic seconds.
+        blocked: why it does not turn, when it does not.
+        probe: what can be seen of it even then.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Worker:
         slots: int,
         process: asyncio.subprocess.Process,
         sock: socket.socket,
+        probe: Probe,
         events: WorkerEvents,
     ) -> None:
         self.name = name
@@ -77,11 +82,13 @@ class Worker:
         self.leaving = False
         self.killed = False
         self.busy = 0
+        self.beat_at = self.started
+        self.blocked: Blockage | None = None
+        self.probe = probe
         self._events = events
         self._process = process
         self._problem = ""
         self._lag_seconds = 0.0
-        self._beat_at = self.started
         self._silent = asyncio.Event()
         self._link = Link(asyncio.get_running_loop(), sock, ToSupervisor, self._received, self._lost)
 
@@ -92,8 +99,8 @@ class Worker:
 
     @property
     def lag_seconds(self) -> float:
-        """How late its loop was at worst in the last beat, or how long a beat is overdue: then its loop is blocked."""
-        overdue = time.monotonic() - self._beat_at - BEAT_SECONDS if self.ready else 0.0
+        """How late its loop was for the last beat, or how long a beat is overdue: then its loop is blocked."""
+        overdue = time.monotonic() - self.beat_at - BEAT_SECONDS if self.ready else 0.0
         return max(self._lag_seconds, overdue)
 
     def send(self, message: ToWorker) -> None:
@@ -111,6 +118,11 @@ class Worker:
         if self.returncode is None:
             self.killed = True
             self._kill_group()
+
+    def close(self) -> None:
+        """Nobody attends to it any more; once."""
+        self.kill()
+        self.probe.close()
 
     async def gone(self) -> None:
         """Wait until the process has ended; when cancelled, kill it. Either way nothing of its group is left."""
@@ -147,7 +159,7 @@ class Worker:
         said: list[Entries | Outcome] = []
         for message in frame:
             if isinstance(message, Beat):
-                self._beat_at = time.monotonic()
+                self.beat_at = time.monotonic()
                 self._lag_seconds = message.lag_seconds
                 self.busy = message.busy
             elif isinstance(message, Catalogue):
@@ -160,7 +172,7 @@ class Worker:
     def _introduced(self, catalogue: Catalogue) -> None:
         self._problem = catalogue.error or ""
         self.ready = catalogue.error is None
-        self._beat_at = time.monotonic()
+        self.beat_at = time.monotonic()
         self._events.worker_ready(self, catalogue)
 
     def _lost(self, problem: str) -> None:
@@ -198,19 +210,20 @@ class Pool:
         self._started[isolation] += 1
         name = f"{_NAMES[isolation]}{self._started[isolation]}"
         slots = self._settings.slots if isolation == "shared" else 1
-        ours, theirs = socket.socketpair()
-        try:
+        with ExitStack() as undo:
+            probe = Probe()
+            undo.callback(probe.close)
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
             with theirs:
-                process = await self._spawn(theirs.fileno(), slots)
-        except BaseException:
-            ours.close()
-            raise
-        worker = self.workers[name] = Worker(name, isolation, slots, process, ours, self._events)
+                process = await self._spawn(theirs.fileno(), probe, slots)
+            undo.pop_all()
+        worker = self.workers[name] = Worker(name, isolation, slots, process, ours, probe, self._events)
         task = self._tasks.create_task(self._attend(worker), name=f"worker {name}")
         self._attending.add(task)
         task.add_done_callback(self._attending.discard)
         # A task that is cancelled before its first step attends to nothing.
-        task.add_done_callback(lambda _: worker.kill())
+        task.add_done_callback(lambda _: worker.close())
         if self._closing:
             worker.kill()
         return worker
@@ -227,14 +240,15 @@ class Pool:
         if self._attending:
             await asyncio.wait(self._attending)
 
-    async def _spawn(self, fd: int, slots: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, fd: int, probe: Probe, slots: int) -> asyncio.subprocess.Process:
         modules = [f"--jobs={module}" for module in self._settings.jobs]
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "craft_easy_jobs.worker"),
             *(f"--fd={fd}", f"--parent={os.getpid()}", f"--slots={slots}", *modules),
+            *(f"--board={probe.board}", f"--stack={probe.stack}"),
             stdin=asyncio.subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name not in _NOT_FOR_WORKERS},
-            pass_fds=(fd,),
+            pass_fds=(fd, probe.board, probe.stack),
             start_new_session=True,
         )
 

@@ -53,6 +53,7 @@ def status_text(status: Document) -> str:
         f"root {status['root']}  jobs {status['jobs']}",
         "  ".join(f"{state} {number}" for state, number in status["runs"].items()),
         *(f"problem: {problem}" for problem in status["problems"]),
+        *(_blocked(worker["name"], worker["blocked"]) for worker in status["workers"] if worker["blocked"]),
     ]
     worker_heads = ("WORKER", "PID", "ISOLATION", "STATE", "BUSY", "CPU", "RSS", "LAG")
     blocks = ["\n".join(map(plain, head)), table(worker_heads, map(_worker_row, status["workers"]))]
@@ -60,6 +61,14 @@ def status_text(status: Document) -> str:
         run_heads = ("RUN", "JOB", "TENANT", "STATE", "ATTEMPT", "AGE", "WORKER", "%", "PROGRESS")
         blocks.append(table(run_heads, map(_running_row, status["running"])))
     return "\n\n".join(blocks)
+
+
+def _blocked(worker: str, blocked: Document) -> str:
+    lasted = duration(blocked["seconds"])
+    if blocked["stopped"]:
+        return f"blocked: {worker} is stopped by a signal, for {lasted}"
+    where = f" at {blocked['place']}" if blocked["place"] else ""
+    return f"blocked: {worker} by run {blocked['run_id'] or '(not known)'}{where}, for {lasted}"
 
 
 def _worker_row(worker: Document) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 """Builds the status out of what the parts know."""
 
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
@@ -8,9 +9,10 @@ import psutil
 
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.pool import Worker
+from craft_easy_jobd.probe import Blockage
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.states import RunState
-from craft_easy_jobd.status import Status, WorkerStatus
+from craft_easy_jobd.status import Blocked, Status, WorkerStatus
 from craft_easy_jobd.stopping import Level, daemon_state
 from craft_easy_jobs import __version__
 
@@ -56,7 +58,19 @@ def _worker(worker: Worker, busy: int) -> WorkerStatus:
         cpu_seconds=cpu_seconds,
         rss_bytes=rss_bytes,
         loop_lag_seconds=round(worker.lag_seconds, 3),
+        blocked=_blocked(worker.blocked),
         state="leaving" if worker.leaving else "ready" if worker.ready else "starting",
+    )
+
+
+def _blocked(blockage: Blockage | None) -> Blocked | None:
+    if blockage is None:
+        return None
+    return Blocked(
+        run_id=blockage.mark.run_id if blockage.mark else None,
+        seconds=round(time.monotonic() - blockage.since, 3),
+        place=blockage.place,
+        stopped=blockage.stopped,
     )
 
 

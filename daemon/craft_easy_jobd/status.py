@@ -11,6 +11,18 @@ from craft_easy_jobs.scopes import Scope
 DaemonState = Literal["starting", "running", "draining", "stopping"]
 
 
+class Blocked(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a worker's loop does not turn: whose step it carries out, since when at least, and where in the code.
+
+    What is not known is null. `stopped`: the process is, by a signal; then no run is to blame.
+    """
+
+    run_id: str | None
+    seconds: float
+    place: str | None
+    stopped: bool
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A worker process. `cpu_seconds` since its start, `loop_lag_seconds` as it said last."""
 
@@ -22,6 +34,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float | None
     rss_bytes: int | None
     loop_lag_seconds: float
+    blocked: Blocked | None = None
     state: Literal["starting", "ready", "leaving"]
 
 

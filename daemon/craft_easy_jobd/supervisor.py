@@ -15,6 +15,7 @@ import uvloop
 from craft_easy_jobd.admission import admit, new_run_id
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.bell import Bell
+from craft_easy_jobd.blocking import Watch
 from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.errors import FolderError
@@ -102,6 +103,7 @@ class Supervisor:
             ended=self._publisher.wake,
         )
         self._workforce.listener = self._dispatcher
+        self._watch = Watch(self._workforce, self._attempts, self._dispatcher)
         self._shutdown = Shutdown(self._dispatcher, self._attempts, drain_timeout=settings.drain_timeout)
         self._spool = Spool(
             settings,
@@ -128,6 +130,7 @@ class Supervisor:
         # Python starts in the workers while the supervisor recovers and imports its HTTP server.
         await self._workforce.start()
         undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
+        await undo.enter_async_context(self._running(self._watch.run(), "watch over the workers"))
         undo.callback(self._spool.close)
         await self._recover()
         await undo.enter_async_context(self._published())

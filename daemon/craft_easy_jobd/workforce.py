@@ -76,7 +76,7 @@ class Workforce:
 
     def free(self, worker: Worker) -> int:
         """Free slots of a worker; none when it takes no attempts now."""
-        if not worker.ready or worker.leaving or worker.killed:
+        if not worker.ready or worker.leaving or worker.killed or worker.blocked is not None:
             return 0
         return worker.slots - self._attempts.load(worker)
 
