@@ -38,6 +38,11 @@ _ENDS = {
 }
 
 
+def _idle(daemon: DaemonProcess) -> bool:
+    """Nothing is left to do; runs that were asked for and not acknowledged may be there too."""
+    return not any(runs for state, runs in daemon.status()["runs"].items() if RunState(state) not in FINAL)
+
+
 @contextmanager
 def workplace() -> Iterator[Path]:
     """A folder with a short name, gone with everything in it when the block ends."""
@@ -54,6 +59,8 @@ class Book:
     Attributes:
         owed: kind of each request that was acknowledged, by run_id.
         asked: those as well to which no answer came; they may have a result or none.
+        refused: names of dropped files that are no requests.
+        dark: from when to when a disk lay; what it acknowledged then was not true, so that an attempt may come again.
     """
 
     def __init__(self, root: Path, notes: Path) -> None:
@@ -62,6 +69,7 @@ class Book:
         self.owed: dict[str, str] = {}
         self.asked: dict[str, str] = {}
         self.refused: set[str] = set()
+        self.dark: list[tuple[float, float]] = []
         self._seen: dict[str, bytes] = {}
         self._changed: list[str] = []
         self.incoming = root / "spool" / "incoming"
@@ -150,7 +158,7 @@ class Book:
 
         def settled() -> bool:
             self.cancel_later(daemon)
-            return not self.missing() and not any(self.incoming.iterdir())
+            return not self.missing() and not any(self.incoming.iterdir()) and _idle(daemon)
 
         try:
             wait_until(settled, within=within, every=0.02)
@@ -193,12 +201,18 @@ class Book:
     def _wrong_result(self, run_id: str, kind: str, result: JobResult) -> Iterator[str]:
         if result.run_id != run_id or (result.status, result.reason) != _ENDS[kind]:
             yield f"{run_id}: a result of {result.run_id}: {result.status}, {result.reason}, {result.error}"
-        path = self.notes / run_id
-        attempts = [int(line) for line in path.read_text().split()] if path.exists() else []
-        if len(set(attempts)) != len(attempts):
-            yield f"doubled: {run_id} carried out the same attempt twice: {attempts}"
-        if kind != "later" and result.attempts != max(attempts, default=0):
+        attempts = self._carried_out(run_id)
+        sure = [number for number, moment in attempts if not any(a <= moment <= b for a, b in self.dark)]
+        if len(set(sure)) != len(sure):
+            yield f"doubled: {run_id} carried out the same attempt twice: {attempts}, dark: {self.dark}"
+        if kind != "later" and result.attempts != max((number for number, _ in attempts), default=0):
             yield f"{run_id}: the result is of attempt {result.attempts}, carried out were {attempts}"
+
+    def _carried_out(self, run_id: str) -> list[tuple[int, float]]:
+        """Number and moment of each attempt that a job noted."""
+        path = self.notes / run_id
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(int(number), float(moment)) for number, moment in map(str.split, lines)]
 
     def _wrong_runs(self) -> Iterator[str]:
         with closing(sqlite3.connect(self.root / "state" / "ledger.db")) as db:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 from craft_easy_jobs import JobContext, job
@@ -11,7 +12,7 @@ NOTES = "CRAFT_EASY_FAULTS_NOTES"
 
 def note(ctx: JobContext) -> None:
     fd = os.open(Path(os.environ[NOTES]) / ctx.run_id, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.write(fd, f"{ctx.attempt}\n".encode())
+    os.write(fd, f"{ctx.attempt} {time.monotonic()}\n".encode())
     os.close(fd)
 
 

@@ -17,10 +17,12 @@ from tests.support.waiting import wait_until
 _SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
 
 
-def run(*command: str) -> None:
+def run(*command: str) -> str:
+    """What the command says; OSError with its complaint when it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 def require_mounts() -> None:
@@ -39,11 +41,12 @@ class Disk:
 
     def __init__(self, folder: Path, source: str, *options: str) -> None:
         self.folder = folder
-        self._command = ("mount", *options, source, str(folder))
+        self._source = source
+        self._options = options
         folder.mkdir(exist_ok=True)
 
     def mount(self) -> None:
-        run(*self._command)
+        run("mount", *self._options, self._source, str(self.folder))
 
     def unmount(self) -> None:
         """Waits for processes that are on their way out: they are dead before they let go of their files."""
@@ -51,6 +54,12 @@ class Disk:
 
     def _unmounted(self) -> bool:
         return subprocess.run(["umount", str(self.folder)], stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+    def remove(self) -> None:
+        """Also while it is in use; its loop device goes with its last user."""
+        subprocess.run(["umount", "--lazy", str(self.folder)], stderr=subprocess.DEVNULL, check=False)
+        if self._source.startswith("/dev/"):
+            run("losetup", "--detach", self._source)
 
     def cut_power(self) -> None:
         """From now on nothing reaches the disk, and what was not synced is gone."""
@@ -85,11 +94,12 @@ def disk(megabytes: int, kind: str = "ext4") -> Iterator[Disk]:
             with image.open("wb") as file:
                 file.truncate(megabytes << 20)
             run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
-            made = Disk(place / "disk", str(image), "-o", "loop")
+            made = Disk(place / "disk", run("losetup", "--find", "--show", str(image)))
         else:
             made = Disk(place / "disk", "none", "-t", kind, "-o", f"size={megabytes}m")
-        made.mount()
         try:
+            made.mount()
             yield made
-        finally:
             made.unmount()
+        finally:
+            made.remove()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ class PowerCuts:
     def __init__(self, number: int, disk: Disk, notes: Path, env: Mapping[str, str] | None = None) -> None:
         self.chance = chance(f"power cuts, lane {number}")
         self.disk = disk
+        self._cut_at = 0.0
         self.book = Book(disk.folder / "var", notes)
         self.daemon = DaemonProcess(self.book.root, *FORGIVING, env={**(env or {}), **self.book.env})
 
@@ -38,6 +40,7 @@ class PowerCuts:
             self._ask(dark)
         cut.join()
         self._die()
+        self.book.dark.append((self._cut_at, time.monotonic()))
         self.disk.unmount()
         self.disk.mount()
         for draft in self.book.root.glob("draft-*"):
@@ -51,6 +54,7 @@ class PowerCuts:
         self.daemon.close()
 
     def _cut(self, dark: Event) -> None:
+        self._cut_at = time.monotonic()
         dark.set()
         self.disk.cut_power()
 
