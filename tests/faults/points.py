@@ -82,16 +82,22 @@ class Scene:
             most[call] = max(number, most.get(call, 0))
         return [Point(part, call, number) for call, most_calls in most.items() for number in range(1, most_calls + 1)]
 
-    def wrong(self, point: Point, fault: Fault) -> list[str]:
+    def wrong(self, point: Point, fault: Fault, *, within: float = 30.0) -> list[str]:
         """All that is wrong after the fault at the point and a start without it; empty is well."""
-        code = self._live(self._tracer(point.part, "-e", f"inject={fault.at(point)}"), fault)
-        self.reached = code == -signal.SIGKILL or bool(self._injected())
-        wrong = [] if code in self._expected(fault) else [f"ended with {code}"]
+        wrong = self._faulty_life(point, fault)
         with self._daemon() as daemon:
-            wrong += self.book.settle(daemon)
+            wrong += self.book.settle(daemon, within=within)
         told = [line for text in self._logs for line in text.splitlines()]
         wrong += ["Traceback in the log"] * any("Traceback" in line for line in told)
         return [f"{fault.kind}{'+' * fault.lasting} at {point}: {each}" for each in wrong] + (told if wrong else [])
+
+    def _faulty_life(self, point: Point, fault: Fault) -> list[str]:
+        try:
+            code = self._live(self._tracer(point.part, "-e", f"inject={fault.at(point)}"), fault)
+        except AssertionError as error:
+            return [str(error)]
+        self.reached = code == -signal.SIGKILL or bool(self._injected())
+        return [] if code in self._expected(fault) else [f"ended with {code}"]
 
     def _tracer(self, part: str, *options: str) -> Sequence[str]:
         """As the daemon's grandchild, and of the supervisor alone: what it starts is let go when it executes."""

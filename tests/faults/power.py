@@ -47,8 +47,8 @@ class PowerCuts:
             draft.unlink()
         return list(self.book.torn())
 
-    def settle(self) -> list[str]:
-        return self.book.settle(self.daemon)
+    def settle(self, *, within: float = 30.0) -> list[str]:
+        return self.book.settle(self.daemon, within=within)
 
     def close(self) -> None:
         self.daemon.close()
