@@ -16,11 +16,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from craft_easy_jobs.belongings import Threads, take_note
 from craft_easy_jobs.board import Board, show_stack_on_signal
 from craft_easy_jobs.chaining import chains
 from craft_easy_jobs.definition import registry
 from craft_easy_jobs.errors import CraftEasyJobsError
 from craft_easy_jobs.loading import code_version, load_jobs
+from craft_easy_jobs.orphans import adopt_orphans, enter_cgroup, keep_reaping
 from craft_easy_jobs.params import ParamsValidator, compile_params
 from craft_easy_jobs.wire import Catalogue, pack
 from craft_easy_jobs.workload import Workload, lose_supervisor
@@ -32,7 +34,10 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Work until the supervisor says that no more will come."""
     options = _options()
+    if options.cgroup:
+        enter_cgroup(options.cgroup)
     _die_with(options.parent)
+    adopt_orphans()
     _prepare_process()
     sock = socket.socket(fileno=options.fd)
     sock.set_inheritable(False)
@@ -46,6 +51,9 @@ def main() -> None:
         sys.exit(EX_CONFIG)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         workload = Workload(runner.get_loop(), sock, validators, board, slots=options.slots)
+        workload.loop.set_default_executor(Threads(thread_name_prefix="asyncio"))
+        keep_reaping(workload.loop)
+        take_note()
         while not workload.finished:
             # A task that a job started may raise these; asyncio lets them out of the loop, its neighbours go on.
             with suppress(SystemExit, KeyboardInterrupt):
@@ -71,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=1, help="attempts side by side")
     parser.add_argument("--board", type=int, default=-1, help="file for the mark of the attempt whose turn it is")
     parser.add_argument("--stack", type=int, default=-1, help="file for the loop's stack, when asked for by signal")
+    parser.add_argument("--cgroup", help="folder of the cgroup to enter")
     parser.add_argument("--jobs", action="append", default=[], help="module that registers jobs")
     return parser.parse_args()
 

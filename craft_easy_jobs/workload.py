@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from craft_easy_jobs.belongings import Belongings
 from craft_easy_jobs.board import Board, Mark
 from craft_easy_jobs.context import JobContext
 from craft_easy_jobs.definition import JobDefinition, registry
@@ -165,6 +166,7 @@ class Attempt:
             emit=self._emit,
         )
         self._context.catch_up = workload.catch_up
+        self._belongings = Belongings()
         self._cut = False
         self._log_room = MAX_LOG_BYTES
         self._forget()
@@ -172,12 +174,16 @@ class Attempt:
     async def carry_out(self) -> None:
         """Run the job and report how it ended; nothing that it raises comes out."""
         usage = _Usage() if self._workload.measured else None
+        self._belongings.own()
         try:
             value = await self._definition.function(self._context)
         except BaseException as error:
             ending = self._failed(error)
         else:
             ending = _returned(value)
+        if self._cut:
+            # Its supervisor kills this process when that takes longer than the grace.
+            await self._belongings.end()
         if usage is not None:
             ending |= usage.so_far()
         # The base's method: the attempt is over and need not catch up.

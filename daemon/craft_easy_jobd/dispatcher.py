@@ -170,13 +170,13 @@ class Dispatcher:
             self._settle([_facts(attempt, outcome) for attempt, outcome in ended])
             self.kick()
 
-    def lost(self, worker: Worker, problem: str) -> None:
-        """Settle what a worker that is gone had in hand."""
+    def lost(self, worker: Worker, problem: str, *, stuck: bool = False) -> None:
+        """Settle what a worker that is gone, or stuck on its way, had in hand."""
         attempts = self._attempts.of(worker)
         killed = any(attempt.rung is Rung.KILLED for attempt in attempts)
         for attempt in attempts:
             self._attempts.end(attempt)
-        self._settle([_facts(attempt, None, problem, bystander=killed) for attempt in attempts])
+        self._settle([_facts(attempt, None, problem, bystander=killed, stuck=stuck) for attempt in attempts])
 
     def cancel(self, run_id: str, *, force: bool) -> None:
         """An operator's wish, already in the ledger, for a run that is active."""
@@ -235,7 +235,9 @@ class Dispatcher:
         self._bell.ring(chunk.run_id for chunk in chunks)
 
 
-def _facts(attempt: Attempt, outcome: Outcome | None, problem: str = "", *, bystander: bool = False) -> Ended:
+def _facts(
+    attempt: Attempt, outcome: Outcome | None, problem: str = "", *, bystander: bool = False, stuck: bool = False
+) -> Ended:
     return Ended(
         lease=attempt.lease,
         options=attempt.options,
@@ -244,6 +246,7 @@ def _facts(attempt: Attempt, outcome: Outcome | None, problem: str = "", *, byst
         cancel_asked=attempt.cancel_asked,
         problem=problem,
         bystander=bystander,
+        stuck=stuck,
         started_at=attempt.started_at,
         completed_at=attempt.completed_at,
         worker=attempt.worker.name,

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
+from craft_easy_jobd.containment import Containment
 from craft_easy_jobd.probe import Blockage, Probe
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.definition import Isolation
@@ -18,9 +19,12 @@ from craft_easy_jobs.wire import BEAT_SECONDS, Beat, Catalogue, Entries, Link, O
 
 # A worker that closed its socket has so long to end by itself: atexit functions, threads of jobs.
 EXIT_SECONDS = 5.0
-# A process that SIGKILL does not end in this time hangs in the kernel; nobody waits for it any longer.
-KILL_SECONDS = 5.0
-# The socket of a dead worker ends at once, unless a process that left its group holds a copy.
+# What SIGKILL does not end in this time hangs in the kernel; no run waits for it any longer.
+KILL_SECONDS = 3.0
+# Between two rounds of a sweep; the second when it hangs.
+_ROUND_SECONDS = 0.002
+_HANGING_SECONDS = 0.2
+# The socket of a dead worker ends at once, unless a process elsewhere holds a copy.
 _LAST_WORDS_SECONDS = 1.0
 
 _NAMES: dict[Isolation, str] = {"shared": "w", "process": "d"}
@@ -41,11 +45,14 @@ class WorkerEvents(Protocol):
     def worker_said(self, worker: "Worker", messages: list[Entries | Outcome]) -> None:
         """What one frame brought, in order; never empty."""
 
+    def worker_stuck(self, worker: "Worker", problem: str) -> None:
+        """SIGKILL does not end it, or what its jobs started; `worker_gone` comes when it has ended after all."""
+
     def worker_gone(self, worker: "Worker", returncode: int | None, problem: str) -> None:
-        """Its process ended, and all that it said was told before. Once for each worker, last of all.
+        """It ended with all that its jobs started, and all that it said was told. Once for each worker, last of all.
 
         `problem` is a sentence without a full stop, empty after an orderly leave. `returncode` is None when even
-        SIGKILL did not end it.
+        SIGKILL did not end it until the pool was closed.
         """
 
 
@@ -57,6 +64,8 @@ class Worker:
         ready: can take attempts; false while it imports the jobs.
         leaving: was told that no more attempts will come.
         killed: SIGKILL was sent on our side.
+        stuck: SIGKILL has not ended all of it, see `remains`.
+        remains: processes that its jobs started and that were there when it was looked for them last.
         busy: attempts that it carries out, as it said last.
         beat_at: when its loop was known to turn last, monotonic seconds.
         blocked: why it does not turn, when it does not.
@@ -72,6 +81,7 @@ class Worker:
         sock: socket.socket,
         probe: Probe,
         events: WorkerEvents,
+        sweep: "Callable[[Worker], Awaitable[list[int] | None]]",
     ) -> None:
         self.name = name
         self.isolation: Isolation = isolation
@@ -81,14 +91,18 @@ class Worker:
         self.ready = False
         self.leaving = False
         self.killed = False
+        self.stuck = False
+        self.remains: list[int] = []
         self.busy = 0
         self.beat_at = self.started
         self.blocked: Blockage | None = None
         self.probe = probe
         self._events = events
+        self._sweep = sweep
         self._process = process
         self._problem = ""
         self._lag_seconds = 0.0
+        self._ending = asyncio.Event()
         self._silent = asyncio.Event()
         self._link = Link(asyncio.get_running_loop(), sock, ToSupervisor, self._received, self._lost)
 
@@ -114,10 +128,12 @@ class Worker:
             self.send(Quit())
 
     def kill(self) -> None:
-        """Kill it with its process group; harmless when it is gone."""
+        """Kill it with its process group; the rest follows in `gone`. Harmless when it is gone."""
         if self.returncode is None:
             self.killed = True
-            self._kill_group()
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._ending.set()
 
     def close(self) -> None:
         """Nobody attends to it any more; once."""
@@ -125,11 +141,20 @@ class Worker:
         self.probe.close()
 
     async def gone(self) -> None:
-        """Wait until the process has ended; when cancelled, kill it. Either way nothing of its group is left."""
+        """Wait until it has ended, and kill what it leaves; when cancelled, kill it, and do not wait for what hangs."""
+        end = asyncio.ensure_future(self._process.wait())
+        end.add_done_callback(lambda _: self._ending.set())
         try:
-            await self._process.wait()
+            await self._ending.wait()
+            await self._swept()
+        except asyncio.CancelledError:
+            self.kill()
+            await _within(0.0 if self.stuck else KILL_SECONDS, self._swept)
+            raise
         finally:
-            await self._bury()
+            await _within(_LAST_WORDS_SECONDS, self._silent.wait)
+            self._link.close()
+            end.cancel()
 
     @property
     def problem(self) -> str:
@@ -138,22 +163,26 @@ class Worker:
         if self._problem:
             return self._problem
         if code is None:
-            return f"worker {self.name} (pid {self.pid}) hangs in the kernel: SIGKILL did not end it"
+            return f"SIGKILL does not end worker {self.name}: its process {self.pid} hangs in the kernel"
         if code < 0:
             return f"worker {self.name} was killed by {_signal_name(-code)}"
         return "" if code == 0 and self.leaving else f"worker {self.name} exited by itself with code {code}"
 
-    async def _bury(self) -> None:
-        # Also after its end: processes that the jobs started may be left in the group.
-        self.kill()
-        self._kill_group()
-        await _within(KILL_SECONDS, self._process.wait)
-        await _within(_LAST_WORDS_SECONDS, self._silent.wait)
-        self._link.close()
+    async def _swept(self) -> None:
+        """Sweep until the process has ended and nothing that its jobs started is left."""
+        deadline = time.monotonic() + KILL_SECONDS
+        while (found := await self._sweep(self)) is not None or self.returncode is None:
+            self.remains = found or []
+            if not self.stuck and time.monotonic() > deadline:
+                self.stuck = True
+                self._events.worker_stuck(self, self._hanging())
+            await asyncio.sleep(_HANGING_SECONDS if self.stuck else _ROUND_SECONDS)
 
-    def _kill_group(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+    def _hanging(self) -> str:
+        if self.returncode is None:
+            return self.problem
+        pids = ", ".join(map(str, self.remains[:10]))
+        return f"SIGKILL does not end what jobs of worker {self.name} started (pids {pids}): it hangs in the kernel"
 
     def _received(self, frame: list[Catalogue | Beat | Entries | Outcome]) -> None:
         said: list[Entries | Outcome] = []
@@ -192,11 +221,16 @@ class Pool:
     worker when the thread that started it ends.
     """
 
-    def __init__(self, settings: Settings, events: WorkerEvents, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, settings: Settings, events: WorkerEvents, tasks: asyncio.TaskGroup, containment: Containment
+    ) -> None:
         self.workers: dict[str, Worker] = {}
         self._settings = settings
         self._events = events
         self._tasks = tasks
+        self._containment = containment
+        # A process that is being started is no worker yet, and must not be swept as if it were left by one.
+        self._starting = asyncio.Lock()
         self._attending: set[asyncio.Task[None]] = set()
         self._started: Counter[Isolation] = Counter()
         self._closing = False
@@ -216,9 +250,11 @@ class Pool:
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
             with theirs:
-                process = await self._spawn(theirs.fileno(), probe, slots)
+                async with self._starting:
+                    process = await self._spawn(name, theirs.fileno(), probe, slots)
+                    worker = Worker(name, isolation, slots, process, ours, probe, self._events, self._sweep)
+                    self.workers[name] = worker
             undo.pop_all()
-        worker = self.workers[name] = Worker(name, isolation, slots, process, ours, probe, self._events)
         task = self._tasks.create_task(self._attend(worker), name=f"worker {name}")
         self._attending.add(task)
         task.add_done_callback(self._attending.discard)
@@ -240,17 +276,25 @@ class Pool:
         if self._attending:
             await asyncio.wait(self._attending)
 
-    async def _spawn(self, fd: int, probe: Probe, slots: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, name: str, fd: int, probe: Probe, slots: int) -> asyncio.subprocess.Process:
         modules = [f"--jobs={module}" for module in self._settings.jobs]
+        inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_WORKERS}
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "craft_easy_jobs.worker"),
             *(f"--fd={fd}", f"--parent={os.getpid()}", f"--slots={slots}", *modules),
+            *self._containment.arguments(name),
             *(f"--board={probe.board}", f"--stack={probe.stack}"),
             stdin=asyncio.subprocess.DEVNULL,
-            env={name: value for name, value in os.environ.items() if name not in _NOT_FOR_WORKERS},
+            env=inherited | self._containment.environment,
             pass_fds=(fd, probe.board, probe.stack),
             start_new_session=True,
         )
+
+    async def _sweep(self, worker: Worker) -> list[int] | None:
+        async with self._starting:
+            spared = {pid for each in self.workers.values() for pid in _untouched(each, worker)}
+            pid = worker.pid if worker.returncode is None else None
+            return await asyncio.to_thread(self._containment.sweep, worker.name, pid, spared)
 
     async def _attend(self, worker: Worker) -> None:
         try:
@@ -262,6 +306,12 @@ class Pool:
         finally:
             del self.workers[worker.name]
             self._events.worker_gone(worker, worker.returncode, worker.problem)
+
+
+def _untouched(worker: Worker, swept: Worker) -> list[int]:
+    """What belongs to a worker while another one is swept."""
+    own = [worker.pid] if worker.returncode is None else []
+    return own if worker is swept else [*own, *worker.remains]
 
 
 async def _within(seconds: float, wait: Callable[[], Awaitable[object]]) -> None:

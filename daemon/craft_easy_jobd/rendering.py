@@ -50,7 +50,7 @@ def status_text(status: Document) -> str:
     up = duration(status["uptime_seconds"])
     head = [
         f"craft-easy-jobd {status['version']}  pid {status['pid']}  up {up}  {status['state']}{ladder}",
-        f"root {status['root']}  jobs {status['jobs']}",
+        f"root {status['root']}  jobs {status['jobs']}  containment {status['containment']}",
         "  ".join(f"{state} {number}" for state, number in status["runs"].items()),
         *(f"problem: {problem}" for problem in status["problems"]),
         *(_blocked(worker["name"], worker["blocked"]) for worker in status["workers"] if worker["blocked"]),

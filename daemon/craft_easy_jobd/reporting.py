@@ -12,7 +12,7 @@ from craft_easy_jobd.pool import Worker
 from craft_easy_jobd.probe import Blockage
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.states import RunState
-from craft_easy_jobd.status import Blocked, Status, WorkerStatus
+from craft_easy_jobd.status import Blocked, ContainmentKind, Status, WorkerState, WorkerStatus
 from craft_easy_jobd.stopping import Level, daemon_state
 from craft_easy_jobs import __version__
 
@@ -30,6 +30,7 @@ def report(
     workers: Sequence[Worker],
     attempts: Attempts,
     jobs: int,
+    containment: ContainmentKind,
     problems: Iterable[str | None],
 ) -> Status:
     return Status(
@@ -40,6 +41,7 @@ def report(
         uptime_seconds=round(uptime_seconds, 3),
         root=os.path.abspath(settings.root),
         jobs=jobs,
+        containment=containment,
         runs=dict(counts),
         workers=[_worker(worker, attempts.load(worker)) for worker in workers],
         running=[attempt.status() for attempt in islice(attempts, _RUNNING_SHOWN)],
@@ -59,8 +61,14 @@ def _worker(worker: Worker, busy: int) -> WorkerStatus:
         rss_bytes=rss_bytes,
         loop_lag_seconds=round(worker.lag_seconds, 3),
         blocked=_blocked(worker.blocked),
-        state="leaving" if worker.leaving else "ready" if worker.ready else "starting",
+        state=_state(worker),
     )
+
+
+def _state(worker: Worker) -> WorkerState:
+    if worker.stuck:
+        return "stuck"
+    return "leaving" if worker.leaving else "ready" if worker.ready else "starting"
 
 
 def _blocked(blockage: Blockage | None) -> Blocked | None:

@@ -33,6 +33,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dedicated_workers: Count = 4
     """Most workers at a time for jobs with isolation="process"."""
 
+    cgroup: str = "auto"
+    """Folder of a cgroup2 tree that is the daemon's, for one cgroup a worker; auto: its own if delegated; or off."""
+
     drain_timeout: Seconds = 30.0
     """How long a stop of the daemon waits for runs to obey before it cuts them."""
     interruption_budget: Annotated[int, msgspec.Meta(ge=0)] = 3

@@ -8,6 +8,8 @@ from craft_easy_jobd.states import RunState
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.scopes import Scope
 
+WorkerState = Literal["starting", "ready", "leaving", "stuck"]
+ContainmentKind = Literal["cgroup", "process tree"]
 DaemonState = Literal["starting", "running", "draining", "stopping"]
 
 
@@ -35,7 +37,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int | None
     loop_lag_seconds: float
     blocked: Blocked | None = None
-    state: Literal["starting", "ready", "leaving"]
+    state: WorkerState
 
 
 class RunningStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +56,13 @@ class RunningStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """`ladder`: rung of the daemon's stop, 0 while it runs; `running`: at most `running_limit`, oldest first."""
+    """What the daemon says of itself.
+
+    Attributes:
+        ladder: rung of the daemon's stop, 0 while it runs.
+        containment: how a kill finds what a worker's jobs started; only a cgroup holds whatever they do.
+        running: at most `running_limit`, oldest first.
+    """
 
     version: str
     pid: int
@@ -63,6 +71,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     uptime_seconds: float
     root: str
     jobs: int
+    containment: ContainmentKind
     runs: dict[RunState, int]
     workers: list[WorkerStatus]
     running: list[RunningStatus]

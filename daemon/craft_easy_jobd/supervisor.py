@@ -16,7 +16,9 @@ from craft_easy_jobd.admission import admit, new_run_id
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.blocking import Watch
+from craft_easy_jobd.cgroups import contain
 from craft_easy_jobd.commits import Commits
+from craft_easy_jobd.containment import instance_of, kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.errors import FolderError
 from craft_easy_jobd.ledger import RunSpec, Submitted
@@ -90,7 +92,8 @@ class Supervisor:
         self._ready = False
         self._failing = False
         self._attempts = Attempts()
-        self._workforce = Workforce(settings, self._attempts, tasks)
+        self._containment = contain(settings.cgroup, instance_of(settings.state_dir))
+        self._workforce = Workforce(settings, self._attempts, tasks, self._containment)
         self._publisher = Publisher(settings.results_dir, self.ledger, published=self.bell.ring)
         self._commits = Commits(self.ledger, failed=self._fail)
         self._dispatcher = Dispatcher(
@@ -127,6 +130,8 @@ class Supervisor:
         """Everything that READY promises, in the order of need."""
         await self.ledger.open()
         undo.push_async_callback(self.ledger.close)
+        # Recovery starts runs again: what an earlier life left of them must not go on beside them.
+        await asyncio.to_thread(kill_leftovers, self._containment)
         # Python starts in the workers while the supervisor recovers and imports its HTTP server.
         await self._workforce.start()
         undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
@@ -236,7 +241,11 @@ class Supervisor:
             workers=self._workforce.workers,
             attempts=self._attempts,
             jobs=len(self._workforce.catalogue.jobs),
-            problems=[part.problem for part in (self._commits, self._workforce, self._spool, self._publisher)],
+            containment=self._containment.kind,
+            problems=[
+                *(part.problem for part in (self._commits, self._spool, self._publisher)),
+                *self._workforce.problems,
+            ],
         )
 
     def jobs(self) -> Sequence[JobOptions]:

@@ -22,6 +22,7 @@ class Ended(NamedTuple):
         cancel_asked: an operator asked the run to stop.
         problem: how the worker died.
         bystander: the worker was killed for another run's sake.
+        stuck: the worker was killed and is still there.
         started_at, completed_at: Unix seconds.
     """
 
@@ -36,6 +37,7 @@ class Ended(NamedTuple):
     completed_at: float
     worker: str
     code_version: str | None
+    stuck: bool = False
 
 
 def judge(ended: Ended, *, budget: int, share: float) -> Result | Again:
@@ -60,15 +62,16 @@ def judge(ended: Ended, *, budget: int, share: float) -> Result | Again:
 
 
 def _cut(ended: Ended, cause: Cause, budget: int, share: float) -> Result | Again:
+    hangs = f"; {ended.problem}" if ended.stuck else ""
     match cause:
         case Cause.TIMED_OUT if ended.cancel_asked:
-            return _result(ended, RunState.FAILED, cause, _timed_out(ended))
+            return _result(ended, RunState.FAILED, cause, _timed_out(ended) + hangs)
         case Cause.TIMED_OUT:
-            return _failed(ended, cause, _timed_out(ended), share)
+            return _failed(ended, cause, _timed_out(ended) + hangs, share)
         case Cause.CANCELLED:
-            return _result(ended, RunState.FAILED, cause, "cancelled by force")
+            return _result(ended, RunState.FAILED, cause, "cancelled by force" + hangs)
         case Cause.INTERRUPTED:
-            return _interrupted(ended, cause, "the daemon was stopped while it ran", budget)
+            return _interrupted(ended, cause, "the daemon was stopped while it ran" + hangs, budget)
 
 
 def _timed_out(ended: Ended) -> str:

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from craft_easy_jobd.admission import Catalogue
 from craft_easy_jobd.attempts import Attempts
+from craft_easy_jobd.containment import Containment
 from craft_easy_jobd.errors import JobsError
 from craft_easy_jobd.pool import Pool, Worker
 from craft_easy_jobd.settings import Settings
@@ -27,29 +29,37 @@ class Listener(Protocol):
     """Who is told what workers say: the dispatcher."""
 
     def said(self, worker: Worker, messages: Sequence[Entries | Outcome]) -> None: ...
-    def lost(self, worker: Worker, problem: str) -> None: ...
+    def lost(self, worker: Worker, problem: str, *, stuck: bool = False) -> None: ...
     def kick(self) -> None: ...
 
 
 class Workforce:
     """The workers and the catalogue of jobs that they sent; implements the pool's WorkerEvents.
 
-    `problem` says why workers are missing, None when all is well.
+    `problem` says why no worker can be started, None when they can.
     """
 
     listener: Listener
 
-    def __init__(self, settings: Settings, attempts: Attempts, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, settings: Settings, attempts: Attempts, tasks: asyncio.TaskGroup, containment: Containment
+    ) -> None:
         self.catalogue = Catalogue(wire.Catalogue(jobs=[]))
         self.problem: str | None = None
         self._settings = settings
         self._attempts = attempts
         self._tasks = tasks
-        self._pool = Pool(settings, self, tasks)
+        self._pool = Pool(settings, self, tasks, containment)
         self._known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unready_deaths = 0
-        self._dedicated_coming = False
+        self._coming: Counter[Isolation] = Counter()
+        self._hanging: dict[str, str] = {}
         self._closing = False
+
+    @property
+    def problems(self) -> list[str]:
+        """Why workers are missing, one sentence each."""
+        return [*([self.problem] if self.problem else []), *self._hanging.values()]
 
     @property
     def workers(self) -> list[Worker]:
@@ -99,20 +109,20 @@ class Workforce:
         The next one is started when the last one is taken, so that a run seldom waits for a start.
         """
         dedicated = list(self._of("process"))
-        spare = self._dedicated_coming or any(self._attempts.load(worker) == 0 for worker in dedicated)
+        idle = any(self._attempts.load(worker) == 0 and not worker.stuck for worker in dedicated)
+        spare = self._coming["process"] or idle
         if not spare and not self._closing and len(dedicated) < self._settings.dedicated_workers:
-            self._dedicated_coming = True
             self._start("process", after=0.0)
 
     def _start(self, isolation: Isolation, *, after: float) -> None:
+        self._coming[isolation] += 1
         self._tasks.create_task(self._start_worker(isolation, after), name=f"start a {isolation} worker")
 
     async def _start_worker(self, isolation: Isolation, after: float) -> None:
         await asyncio.sleep(after)
         if not self._closing:
             await self._pool.start_worker(isolation)
-        if isolation == "process":
-            self._dedicated_coming = False
+        self._coming[isolation] -= 1
 
     # -- WorkerEvents
 
@@ -132,9 +142,18 @@ class Workforce:
     def worker_said(self, worker: Worker, messages: Sequence[Entries | Outcome]) -> None:
         self.listener.said(worker, messages)
 
+    def worker_stuck(self, worker: Worker, problem: str) -> None:
+        runs = ", ".join(attempt.lease.run_id for attempt in self._attempts.of(worker))
+        self._hanging[worker.name] = f"{problem}; it had {f'run {runs}' if runs else 'no run'}, its slots stay closed"
+        logger.error("worker hangs", extra={"worker": worker.name, "pid": worker.pid, "problem": problem, "runs": runs})
+        self.listener.lost(worker, problem, stuck=True)
+        if not (self._closing or self._coming["shared"]) and all(each.stuck for each in self._of("shared")):
+            self._start("shared", after=0.0)
+
     def worker_gone(self, worker: Worker, returncode: int | None, problem: str) -> None:
         facts = {"worker": worker.name, "pid": worker.pid, "problem": problem}
         self.listener.lost(worker, problem)
+        self._hanging.pop(worker.name, None)
         if self._closing or worker.leaving:
             logger.debug("worker left", extra=facts)
             return
@@ -143,7 +162,8 @@ class Workforce:
             self._unready_deaths += 1
             if self._unready_deaths >= _HOPELESS_STARTS:
                 self._cannot_work(f"workers die before they are ready: {problem}")
-        if worker.isolation == "shared":
+        missing = self._settings.workers - len(list(self._of("shared"))) - self._coming["shared"]
+        if worker.isolation == "shared" and missing > 0:
             self._start("shared", after=self._delay())
         self.listener.kick()
 

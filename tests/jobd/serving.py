@@ -59,6 +59,7 @@ class Desk:
             uptime_seconds=3725.0,
             root=self.settings.root,
             jobs=len(JOBS),
+            containment="process tree",
             runs=dict(self.ledger.counts),
             workers=[
                 WorkerStatus(

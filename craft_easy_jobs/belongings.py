@@ -1,0 +1,134 @@
+"""What an attempt started and may leave behind when it is cut: calls in threads, processes. Linux only.
+
+A worker that is killed takes all of it along; this is for attempts that obey a cut, beside which others go on. What
+starts a process is told apart by the context that it runs in, which asyncio and `to_thread` hand on.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any
+
+_POLL_SECONDS = 0.02
+_PRUNE_EVERY = 512
+_TICKS = os.sysconf("SC_CLK_TCK")
+# All children whose owner is known, ours or not; any other child is an orphan that came to this process.
+_noted: dict[int, "Belongings"] = {}
+
+
+class Belongings:
+    """The calls and processes that one attempt started."""
+
+    def __init__(self) -> None:
+        self.calls: set[Future[Any]] = set()
+        self._pids: set[int] = set()
+        self._started = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def own(self) -> None:
+        """From now on, what this context starts belongs to the attempt."""
+        _owner.set(self)
+
+    def note(self, pid: int) -> None:
+        self._pids.add(pid)
+        _noted[pid] = self
+        if len(_noted) % _PRUNE_EVERY == 0:
+            _prune(children_of(os.getpid()))
+
+    async def end(self) -> None:
+        """Kill the processes, and wait until they are gone and all calls have returned; for ever if they do not."""
+        while self._left():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(_POLL_SECONDS)
+
+    def _left(self) -> bool:
+        if not self._pids:
+            return bool(self.calls)
+        children = {pid: born for pid in children_of(os.getpid()) if (born := _born(pid)) is not None}
+        _prune(children)
+        orphans = [pid for pid, born in children.items() if pid not in _noted and born >= self._started]
+        own = [pid for pid in self._pids if _noted.get(pid) is self]
+        others = any(owner is not self for owner in _noted.values())
+        # An orphan may be a neighbour's then: it stays, and this process will be killed with all that is below it.
+        _kill(own if others else [*own, *orphans])
+        return bool(self.calls or own or orphans)
+
+
+class Threads(ThreadPoolExecutor):
+    """The loop's executor; knows whose calls it carries out."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        call = super().submit(fn, *args, **kwargs)
+        if owner := _owner.get():
+            owner.calls.add(call)
+            call.add_done_callback(owner.calls.discard)
+        return call
+
+
+def take_note() -> None:
+    """Note every process that attempts start from now on."""
+    os.register_at_fork(after_in_parent=_forked)
+    import _posixsubprocess
+
+    for module, name in ((subprocess, "_fork_exec"), (_posixsubprocess, "fork_exec"), (os, "posix_spawn")):
+        if start := getattr(module, name, None):
+            setattr(module, name, _noting(start))
+
+
+def children_of(pid: int) -> list[int]:
+    """Of all its threads; none when it is gone."""
+    return list(_children_of(pid))
+
+
+def _children_of(pid: int) -> Iterator[int]:
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                yield from map(int, file.read().split())
+
+
+_owner: ContextVar[Belongings | None] = ContextVar("belongings", default=None)
+
+
+def _prune(children: Iterable[int]) -> None:
+    for pid in _noted.keys() - set(children):
+        del _noted[pid]
+
+
+def _noting(start: Callable[..., int]) -> Callable[..., int]:
+    def noted(*args: Any, **kwargs: Any) -> int:
+        pid = start(*args, **kwargs)
+        if owner := _owner.get():
+            owner.note(pid)
+        return pid
+
+    return noted
+
+
+def _forked() -> None:
+    """os.fork, and the loop's own subprocesses: the youngest child of this thread is the one."""
+    if owner := _owner.get():
+        with suppress(OSError, ValueError), open("/proc/thread-self/children", "rb") as file:
+            owner.note(int(file.read().split()[-1]))
+
+
+def _born(pid: int) -> float | None:
+    """Seconds since the machine started, rounded up to a tick; None when it ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else (int(fields[19]) + 1) / _TICKS
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        _kill(children_of(pid))
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,118 @@
+"""Containment by a cgroup for each worker, where a part of the cgroup2 tree is the daemon's."""
+
+import os
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from craft_easy_jobd.containment import MARK, Containment, ProcessTrees, adopt_orphans, sweep_carriers
+from craft_easy_jobd.errors import SettingsError
+from craft_easy_jobd.status import ContainmentKind
+
+# As systemd marks what it hands over; the second is for root only.
+_DELEGATED = ("user.delegate", "trusted.delegate")
+
+
+class Cgroups:
+    """No process leaves its cgroup by a fork or an exec, and the kernel kills all of it, however fast it forks.
+
+    Args:
+        folder: the part of the tree that is the daemon's.
+        instance: tells the cgroups of this daemon from those of others.
+    """
+
+    kind: ContainmentKind = "cgroup"
+
+    def __init__(self, folder: Path, instance: str) -> None:
+        self._folder = folder
+        self._prefix = f"craft-easy-jobs-{instance}-"
+        self.environment = {MARK: instance}
+
+    def arguments(self, name: str) -> Sequence[str]:
+        path = self._path(name)
+        path.mkdir(exist_ok=True)
+        return [f"--cgroup={path}"]
+
+    def sweep(self, name: str, pid: int | None, spared: Collection[int]) -> list[int] | None:
+        return _sweep(self._path(name))
+
+    def sweep_leftovers(self) -> list[int]:
+        left = [path for path in self._folder.iterdir() if path.name.startswith(self._prefix)]
+        found = [pid for path in left for pid in _sweep(path) or ()]
+        # That life may have had no cgroups.
+        return found + sweep_carriers(self.environment)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / (self._prefix + name)
+
+
+def contain(setting: str, instance: str) -> Containment:
+    """The containment that the setting asks for and the machine has.
+
+    Raises:
+        SettingsError: the folder that it names is of no use.
+    """
+    folder = None if setting == "off" else _delegated() if setting == "auto" else Path(setting)
+    if folder is None:
+        adopt_orphans()
+        return ProcessTrees(instance)
+    if problem := _useless(folder):
+        raise SettingsError("settings", "cgroup", f"{folder}: {problem}; name another folder, or say off")
+    return Cgroups(folder, instance)
+
+
+def _delegated() -> Path | None:
+    """The own cgroup, when it was handed over and can be used."""
+    path = _own()
+    return path if path and _is_delegated(path) and not _useless(path) else None
+
+
+def _own() -> Path | None:
+    """The folder of the cgroup2 that this process is in."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    inside = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        root, point = mount.split()[3:5]
+        if source.startswith("cgroup2 ") and root == "/" and inside is not None:
+            return Path(point, inside)
+    return None
+
+
+def _is_delegated(path: Path) -> bool:
+    for name in _DELEGATED:
+        with suppress(OSError):
+            if os.getxattr(path, name) == b"1":
+                return True
+    return False
+
+
+def _useless(path: Path) -> str | None:
+    if not (path / "cgroup.kill").exists():
+        return "no folder of a cgroup2 tree that has cgroup.kill (Linux 5.14)"
+    writable = all(os.access(each, os.W_OK, effective_ids=True) for each in (path, path / "cgroup.procs"))
+    return None if writable else f"user id {os.geteuid()} may make no cgroups in it"
+
+
+def _sweep(path: Path) -> list[int] | None:
+    """Kill what is in a cgroup, remove it when nothing is; returns whom it found, None when it is removed."""
+    with suppress(FileNotFoundError):
+        (path / "cgroup.kill").write_text("1")
+        found = _members(path)
+        return found if not _removed(path) else None
+    return None
+
+
+def _members(path: Path) -> list[int]:
+    procs = [path / "cgroup.procs", *path.glob("**/*/cgroup.procs")]
+    return [int(pid) for each in procs for pid in each.read_text().split()]
+
+
+def _removed(path: Path) -> bool:
+    """Remove a cgroup with those that jobs made in it; the kernel refuses while a process is there."""
+    try:
+        for folder, _, _ in os.walk(path, topdown=False):
+            os.rmdir(folder)
+    except OSError:
+        return not path.exists()
+    return True
