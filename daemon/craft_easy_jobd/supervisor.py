@@ -125,6 +125,9 @@ class Supervisor:
             if not self._shutdown.asked.is_set():
                 await self._serve()
             await self._drain()
+        # A stop must not hide it: what was asked for last is not in the file.
+        if self.ledger.broken is not None:
+            raise self.ledger.broken
 
     async def _boot(self, undo: contextlib.AsyncExitStack) -> None:
         """Everything that READY promises, in the order of need."""
