@@ -118,14 +118,13 @@ class Supervisor:
     # -- life
 
     async def run(self) -> None:
-        """Boot, serve until stopped, drain, and undo the boot in reverse."""
+        """Boot, serve until stopped, drain, and undo the boot in reverse; a stop does not hide a broken ledger."""
         self._take_signals()
         async with contextlib.AsyncExitStack() as undo:
             await self._boot(undo)
             if not self._shutdown.asked.is_set():
                 await self._serve()
             await self._drain()
-        # A stop must not hide it: what was asked for last is not in the file.
         if self.ledger.broken is not None:
             raise self.ledger.broken
 
