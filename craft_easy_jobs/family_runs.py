@@ -1,6 +1,7 @@
 """Runs with children, under way in this process: a fan-out over tenants, and a chain of steps."""
 
 import asyncio
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ class Family(UnderWay):
     _children: list[UnderWay] = field(default_factory=list)
     _rows: dict[str, Row] = field(default_factory=dict)
     _failures: dict[str, str] = field(default_factory=dict)
+    _answered: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.attempts = 1
@@ -65,7 +67,8 @@ class Family(UnderWay):
 
     def _answer_stuck(self, name: str, result: JobResult) -> None:
         self._keep(name, result)
-        if self.on_stuck is not None:
+        # A blocked loop is noticed by every child that runs; the run has one result.
+        if self.on_stuck is not None and self._answered.acquire(blocking=False):
             self.on_stuck(self._result(self._ending()))
 
     def _relay(self, name: str, entry: LogEntry) -> None:
