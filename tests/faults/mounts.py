@@ -51,9 +51,16 @@ class Disk:
     def unmount(self) -> None:
         """Waits for processes that are on their way out: they are dead before they let go of their files."""
         wait_until(self._unmounted, within=10)
+        # Who looks at the mount in this moment holds it a little longer: mounted again at once, it would be as it was.
+        wait_until(lambda: not self._alive.exists(), within=10)
 
     def _unmounted(self) -> bool:
         return subprocess.run(["umount", str(self.folder)], stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+    @property
+    def _alive(self) -> Path:
+        """There while the kernel knows the file system, by whatever mount."""
+        return Path("/sys/fs/ext4", Path(self._source).name)
 
     def remove(self) -> None:
         """Also while it is in use; its loop device goes with its last user."""
