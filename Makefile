@@ -6,10 +6,10 @@ PY := .venv/bin/python
 ARGS ?=
 export PYTHON
 
-.PHONY: help setup run demo test check lock clean .run .dev
+.PHONY: help setup run demo test torture check lock clean .run .dev
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
 setup: .run .dev ## Make .venv with both commands and the developers' tools in it
 
@@ -29,6 +29,9 @@ demo: .run ## Show it all in 15 seconds: start, drop four requests, live output,
 
 test: .run .dev ## Run the tests; ARGS="-k spool" picks some
 	@exec $(PY) -m pytest $(ARGS)
+
+torture: .run .dev ## Run the whole fault suite, as root with power cuts; CRAFT_EASY_FAULTS_SEED=N repeats one
+	@CRAFT_EASY_FAULTS=torture exec $(PY) -m pytest -o faulthandler_timeout=0 tests/faults $(ARGS)
 
 check: .run .dev ## Lint, format, types, import layers, and what else guards the tree
 	$(PY) -m ruff check .

@@ -23,7 +23,9 @@ _LOGGING_LEVELS: dict[Level, int] = {
 class JobContext:
     """Parameters, tenant, log and stop flag of one run.
 
+    `upstream`: in a chain, what the steps that completed before returned, by their jobs' names.
     `emit` is called with each log entry as it is written: the runner prints it, the worker sends it on.
+    When it returns False, the entry is not kept here either.
     """
 
     def __init__(
@@ -36,7 +38,8 @@ class JobContext:
         sub_tenant_ids: Sequence[str] = (),
         *,
         attempt: int = 1,
-        emit: Callable[[LogEntry], None] | None = None,
+        upstream: dict[str, Any] | None = None,
+        emit: Callable[[LogEntry], object] | None = None,
     ) -> None:
         self.run_id = run_id
         self.job_name = job_name
@@ -45,6 +48,7 @@ class JobContext:
         self.scope: Scope = scope
         self.sub_tenant_ids: list[str] = list(sub_tenant_ids)
         self.attempt = attempt
+        self.upstream: dict[str, Any] = {} if upstream is None else upstream
         self._emit = emit
         self._logs: list[LogEntry] = []
         self._stop_requested = False
@@ -89,12 +93,12 @@ class JobContext:
         entry: LogEntry = {
             "timestamp": timestamp(utc_now()),
             "level": level,
-            "message": printable(message if isinstance(message, str) else str(message)),
+            "message": printable(str(message)),
             "percentage": None if percentage is None else min(max(int(percentage), 0), 100),
         }
-        self._logs.append(entry)
-        if self._emit is not None:
-            self._emit(entry)
+        # Who takes the entries also says when they are too many to keep.
+        if self._emit is None or self._emit(entry) is not False:
+            self._logs.append(entry)
         if logger.isEnabledFor(_LOGGING_LEVELS[level]):
             facts = {"run_id": self.run_id, "job": self.job_name, "tenant": self.tenant_id}
             logger.log(_LOGGING_LEVELS[level], "%s", entry["message"], extra=facts)

@@ -16,8 +16,8 @@ def one_line(error: BaseException) -> str:
     kind = type(error).__name__
     try:
         text = " ".join(str(error).split())
-    except Exception:
-        # An exception with a broken __str__ is a failure to report like any other.
+    except BaseException:
+        # An exception with a broken __str__ is a failure to report like any other, whatever that raises.
         return kind
     return printable(f"{kind}: {text}" if text else kind)
 

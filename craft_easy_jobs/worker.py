@@ -25,7 +25,7 @@ from craft_easy_jobs.loading import code_version, load_jobs
 from craft_easy_jobs.orphans import adopt_orphans, enter_cgroup, keep_reaping
 from craft_easy_jobs.params import ParamsValidator, compile_params
 from craft_easy_jobs.wire import Catalogue, pack
-from craft_easy_jobs.workload import Workload, lose_supervisor
+from craft_easy_jobs.workload import Bounds, Workload, lose_supervisor
 
 EX_CONFIG = 78
 _PR_SET_PDEATHSIG = 1
@@ -45,15 +45,16 @@ def main() -> None:
     if options.stack != -1:
         os.set_inheritable(options.stack, False)
         show_stack_on_signal(options.stack)
+    take_note()
     catalogue, validators = load(options.jobs)
     sock.sendall(pack([catalogue]))
     if catalogue.error is not None:
         sys.exit(EX_CONFIG)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        workload = Workload(runner.get_loop(), sock, validators, board, slots=options.slots)
+        bounds = Bounds(options.max_log_bytes, options.max_result_bytes)
+        workload = Workload(runner.get_loop(), sock, validators, board, slots=options.slots, bounds=bounds)
         workload.loop.set_default_executor(Threads(thread_name_prefix="asyncio"))
         keep_reaping(workload.loop)
-        take_note()
         while not workload.finished:
             # A task that a job started may raise these; asyncio lets them out of the loop, its neighbours go on.
             with suppress(SystemExit, KeyboardInterrupt):
@@ -77,6 +78,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fd", type=int, required=True, help="socket to the supervisor")
     parser.add_argument("--parent", type=int, required=True, help="the supervisor's pid")
     parser.add_argument("--slots", type=int, default=1, help="attempts side by side")
+    parser.add_argument("--max-log-bytes", type=int, default=Bounds().log_bytes, help="of one attempt")
+    parser.add_argument("--max-result-bytes", type=int, default=Bounds().result_bytes, help="of one attempt")
     parser.add_argument("--board", type=int, default=-1, help="file for the mark of the attempt whose turn it is")
     parser.add_argument("--stack", type=int, default=-1, help="file for the loop's stack, when asked for by signal")
     parser.add_argument("--cgroup", help="folder of the cgroup to enter")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
@@ -23,17 +23,22 @@ from craft_easy_jobs.model import LogEntry, encode_value
 from craft_easy_jobs.params import ParamsValidator
 from craft_easy_jobs.wire import BEAT_SECONDS, Beat, Cancel, Entries, Link, Outcome, Quit, Start, Stop, ToWorker
 
-MAX_LOG_BYTES = 16 * 1024 * 1024
-MAX_RESULT_BYTES = 64 * 1024 * 1024
 MAX_ERROR_CHARACTERS = 10_000
 EX_UNAVAILABLE = 69
 
-_LOG_CUT = f"the log ends here: one attempt may write {MAX_LOG_BYTES} bytes; the job goes on"
+_LOG_CUT = "the log ends here: one attempt may write {} bytes (max_log_bytes of the settings); the job goes on"
 # A job that does not let the loop turn is heard, and hears a stop, this often: when it logs or asks should_stop().
 _CATCH_UP_SECONDS = 0.1
 
 _encode = msgspec.json.Encoder().encode
 _decode_params = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Bounds(NamedTuple):
+    """How many bytes of JSON one attempt may give: in its log, and as its result."""
+
+    log_bytes: int = 16 * 1024 * 1024
+    result_bytes: int = 64 * 1024 * 1024
 
 
 class Workload:
@@ -52,10 +57,12 @@ class Workload:
         board: Board,
         *,
         slots: int,
+        bounds: Bounds = Bounds(),  # noqa: B008 (immutable)
     ) -> None:
         self.loop = loop
         self.thread = get_ident()
         self.measured = slots == 1
+        self.bounds = bounds
         self.finished = False
         self._validators = validators
         self._board = board
@@ -168,7 +175,7 @@ class Attempt:
         self._context.catch_up = workload.catch_up
         self._belongings = Belongings()
         self._cut = False
-        self._log_room = MAX_LOG_BYTES
+        self._log_room = workload.bounds.log_bytes
         self._forget()
 
     async def carry_out(self) -> None:
@@ -180,7 +187,7 @@ class Attempt:
         except BaseException as error:
             ending = self._failed(error)
         else:
-            ending = _returned(value)
+            ending = _returned(value, self._workload.bounds.result_bytes)
         if self._cut:
             # Its supervisor kills this process when that takes longer than the grace.
             await self._belongings.end()
@@ -214,17 +221,18 @@ class Attempt:
         self._warnings = 0
         self._progress: tuple[str, int | None] | None = None
 
-    def _emit(self, entry: LogEntry) -> None:
-        """Keep an entry for the next frame. Those written after the attempt ended are dropped."""
+    def _emit(self, entry: LogEntry) -> bool:
+        """Keep an entry for the next frame; False: what is written from here on is dropped."""
         if get_ident() != self._workload.thread:
             self._workload.loop.call_soon_threadsafe(self._emit, entry)
-            return
+            return self._log_room > 0
         if self._log_room <= 0:
-            return
+            return False
         data = _encode(entry)
         self._log_room -= len(data)
         if self._log_room <= 0:
-            entry = {**entry, "level": "warning", "message": _LOG_CUT, "percentage": None}
+            message = _LOG_CUT.format(self._workload.bounds.log_bytes)
+            entry = {**entry, "level": "warning", "message": message, "percentage": None}
             data = _encode(entry)
         if not self._entries:
             self._workload.speak(self)
@@ -233,6 +241,7 @@ class Attempt:
         if entry["level"] == "progress":
             self._progress = (entry["message"], entry["percentage"])
         self._workload.catch_up()
+        return True
 
     def _failed(self, error: BaseException) -> dict[str, Any]:
         if self._cut and isinstance(error, asyncio.CancelledError):
@@ -251,16 +260,16 @@ class _Context(JobContext):
         return super().should_stop()
 
 
-def _returned(value: Any) -> dict[str, Any]:
+def _returned(value: Any, most: int) -> dict[str, Any]:
     try:
         data = encode_value(value)
     except ResultValueError as error:
         return _raised("result_invalid", str(error))
     except Exception as error:
         return _raised("result_invalid", f"result: cannot be read: {describe(error)}")
-    if len(data) > MAX_RESULT_BYTES:
-        problem = f"result: {len(data)} bytes of JSON, at most {MAX_RESULT_BYTES}; store it and return where"
-        return _raised("result_invalid", problem)
+    if len(data) > most:
+        problem = f"result: {len(data)} bytes of JSON, at most {most} (max_result_bytes of the settings)"
+        return _raised("result_invalid", f"{problem}; store it and return where")
     return {"kind": "returned", "result": data}
 
 

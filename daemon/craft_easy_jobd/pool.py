@@ -284,6 +284,8 @@ class Pool:
             *(f"--fd={fd}", f"--parent={os.getpid()}", f"--slots={slots}", *modules),
             *self._containment.arguments(name),
             *(f"--board={probe.board}", f"--stack={probe.stack}"),
+            f"--max-log-bytes={self._settings.max_log_bytes}",
+            f"--max-result-bytes={self._settings.max_result_bytes}",
             stdin=asyncio.subprocess.DEVNULL,
             env=inherited | self._containment.environment,
             pass_fds=(fd, probe.board, probe.stack),

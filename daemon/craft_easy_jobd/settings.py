@@ -46,6 +46,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A request that is no JSON yet is left alone until it has not changed for so long."""
     max_request_bytes: Count = 1024 * 1024
     """Largest request."""
+    max_log_bytes: Count = 16 * 1024 * 1024
+    """Most log of one attempt, as JSON; what comes after it is dropped, and the log says so."""
+    max_result_bytes: Count = 64 * 1024 * 1024
+    """Largest return value, as JSON; a run that returns a larger one fails."""
     allowed_users: tuple[str, ...] = ()
     """Users whose request files are taken; all when empty."""
     control_groups: tuple[str, ...] = ()

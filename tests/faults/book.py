@@ -103,8 +103,12 @@ class Book:
         self.drop_bytes(b'{"job": "nobody-has-it"}', name)
         self.refused.add(name)
 
+    def draft(self, name: str) -> Path:
+        """Where a request is written: on the spool's file system, so that a rename can drop it."""
+        return self.incoming.parent / f"draft-{name}"
+
     def drop_bytes(self, content: bytes, name: str) -> None:
-        draft = self.root / f"draft-{name}"
+        draft = self.draft(name)
         with draft.open("wb") as file:
             file.write(content)
             file.flush()

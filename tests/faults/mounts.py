@@ -76,7 +76,7 @@ class Disk:
         """Take all the room that is left; unlink the file to give it back."""
         path = self.folder / "filler"
         with path.open("wb", buffering=0) as file:
-            for size in (1 << 20, 1 << 12, 1):
+            for size in (1 << 20, 1 << 12):
                 try:
                     while file.write(b"x" * size):
                         os.fsync(file.fileno())

@@ -43,7 +43,7 @@ class PowerCuts:
         self.book.dark.append((self._cut_at, time.monotonic()))
         self.disk.unmount()
         self.disk.mount()
-        for draft in self.book.root.glob("draft-*"):
+        for draft in self.book.incoming.parent.glob("draft-*"):
             draft.unlink()
         return list(self.book.torn())
 

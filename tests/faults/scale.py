@@ -23,7 +23,6 @@ LANES = max(2, os.cpu_count() or 2) + 1
 figures: list[str] = []
 
 whole = pytest.mark.timeout(7200 if TORTURE else 90)
-needs_root = pytest.mark.skipif(os.geteuid() != 0 and not os.environ.get("CI"), reason="mounts need root")
 
 
 def scaled(short: int, torture: int) -> int:

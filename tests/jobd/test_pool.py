@@ -23,7 +23,7 @@ from craft_easy_jobd.settings import Settings
 from craft_easy_jobs import wire
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import Cancel, Catalogue, Entries, Outcome, Start, Stop
-from craft_easy_jobs.workload import MAX_LOG_BYTES, MAX_RESULT_BYTES
+from craft_easy_jobs.workload import Bounds
 from tests.support.waiting import wait_until
 
 JOBS = str(Path(__file__).with_name("worker_jobs.py"))
@@ -110,12 +110,12 @@ class Crew:
 
 
 @asynccontextmanager
-async def crew(*jobs: str, slots: int = 4, grace: float = 2.0) -> AsyncIterator[Crew]:
+async def crew(*jobs: str, slots: int = 4, grace: float = 2.0, **settings: int) -> AsyncIterator[Crew]:
     recorder = Recorder()
     # As the daemon does: orphans of dead workers become children of this process, and are its to kill.
     adopt_orphans()
     async with asyncio.TaskGroup() as tasks:
-        pool = Pool(Settings(jobs=jobs or (JOBS,), slots=slots), recorder, tasks, ProcessTrees("test"))
+        pool = Pool(Settings(jobs=jobs or (JOBS,), slots=slots, **settings), recorder, tasks, ProcessTrees("test"))
         try:
             yield Crew(pool, recorder)
         finally:
@@ -266,7 +266,7 @@ async def test_large_values_pass_whole_and_too_large_ones_are_refused() -> None:
         worker = await c.worker()
         text = "y" * 8_000_000
         assert json.loads((await c.run(worker, "echo", "big", text=text)).result) == {"text": text}
-        outcome = await c.run(worker, "value", "bigger", which="large", size=MAX_RESULT_BYTES)
+        outcome = await c.run(worker, "value", "bigger", which="large", size=Bounds().result_bytes)
         assert outcome.reason == "result_invalid"
         assert (await c.run(worker, "echo", "after")).kind == "returned"
 
@@ -322,9 +322,22 @@ async def test_the_log_comes_in_order_and_before_the_outcome() -> None:
 async def test_a_log_without_end_is_cut_and_says_so() -> None:
     async with crew() as c:
         assert (await c.run(await c.worker(), "talk-too-much")).kind == "returned"
-    assert sum(len(chunk.entries) for chunk in c.heard.chunks) <= MAX_LOG_BYTES
+    assert sum(len(chunk.entries) for chunk in c.heard.chunks) <= Bounds().log_bytes
     assert "the log ends here" in c.heard.entries["r"][-1]["message"]
     assert c.heard.entries["r"][-1]["level"] == "warning"
+
+
+async def test_the_settings_bound_logs_and_results() -> None:
+    async with crew(max_log_bytes=3 * 1024 * 1024, max_result_bytes=1000) as c:
+        worker = await c.worker()
+        assert (await c.run(worker, "talk-too-much")).kind == "returned"
+        kept = c.heard.entries["r"]
+        assert [len(entry["message"]) for entry in kept[:-1]] == [1024 * 1024] * 2
+        assert str(3 * 1024 * 1024) in kept[-1]["message"]
+        outcome = await c.run(worker, "echo", "large", text="y" * 1000)
+        assert outcome.reason == "result_invalid"
+        assert outcome.error is not None
+        assert "at most 1000" in outcome.error
 
 
 async def test_what_a_job_prints_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
