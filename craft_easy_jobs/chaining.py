@@ -1,12 +1,23 @@
 """chain(): declare jobs that follow each other. Their order is pure arithmetic; nothing here runs a job."""
 
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from craft_easy_jobs.errors import DefinitionError
+from craft_easy_jobs.errors import (
+    DefinitionError,
+    ParamsError,
+    RequestError,
+    TenantError,
+    UnknownJobError,
+    did_you_mean,
+)
+
+if TYPE_CHECKING:
+    from craft_easy_jobs.definition import JobOptions
 
 OnFailure = Literal["stop", "continue", "retry"]
 ON_FAILURE = ("stop", "continue", "retry")
@@ -70,6 +81,59 @@ def start_order(chain: Chain) -> list[str]:
 def unregistered(chain: Chain, registry: Container[str]) -> list[str]:
     """The steps' jobs that are not in the registry."""
     return [step.job for step in chain.steps if step.job not in registry]
+
+
+def find_chain(name: str, declared: Mapping[str, Chain]) -> Chain:
+    """The chain of this name.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if name not in declared:
+        raise RequestError("chain", f"unknown chain {name!r}; {did_you_mean(name, list(declared), 'registered')}")
+    return declared[name]
+
+
+def merged_params(params: Mapping[str, Any], step: ChainStep) -> dict[str, Any]:
+    """The params of a step's run: the request's, overlaid by the step's own."""
+    return {**params, **step.params}
+
+
+def check_plan(
+    chain: Chain,
+    params: Mapping[str, Any],
+    jobs: "Mapping[str, JobOptions]",
+    check: Callable[[str, dict[str, Any]], None],
+) -> None:
+    """Refuse a chain that could not run to its end, before anything starts.
+
+    Args:
+        params: the request's.
+        check: raises ParamsError or RequestError when a job, by its name, does not take these params.
+
+    Raises:
+        RequestError: its field names the step: `steps.JOB.job`, `steps.JOB.params.period`.
+    """
+    for step in chain.steps:
+        with naming_step(step.job):
+            if step.job not in jobs:
+                raise RequestError("job", str(UnknownJobError(step.job, list(jobs))))
+            check(step.job, merged_params(params, step))
+
+
+@contextmanager
+def naming_step(job: str) -> Iterator[None]:
+    """Turn what is refused for a step of a chain into a RequestError whose field names the step."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"steps.{job}.{error.field}", error.problem) from None
+    except ParamsError as error:
+        first, *others = error.problems
+        texts = [first.message, *(f"{problem.path}: {problem.message}" for problem in others)]
+        raise RequestError(f"steps.{job}.{first.path}", "; ".join(texts)) from None
+    except TenantError as error:
+        raise RequestError(f"steps.{job}.tenant_id", str(error)) from None
 
 
 def _register(new: Chain) -> Chain:

@@ -3,9 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_NAMES = 20
+
 
 class CraftEasyJobsError(Exception):
     """Root of all errors of this project; its text names what was wrong, where, and what to do next."""
+
+
+def did_you_mean(name: str, known: Sequence[str], what: str) -> str:
+    """The known name that is meant perhaps, else all of them (the first 20) after the word `what`."""
+    import difflib
+
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {close[0]!r}?"
+    shown = sorted(known)[:MAX_NAMES]
+    return f"{what}: {', '.join(shown) or 'none'}{', ...' if len(known) > MAX_NAMES else ''}"
 
 
 class DefinitionError(CraftEasyJobsError):
@@ -32,11 +44,7 @@ class UnknownJobError(CraftEasyJobsError, KeyError):
     """
 
     def __init__(self, job: str, known: Sequence[str]) -> None:
-        import difflib
-
-        close = difflib.get_close_matches(job, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"registered: {', '.join(sorted(known)) or 'none'}"
-        super().__init__(f"unknown job {job!r}; {hint}")
+        super().__init__(f"unknown job {job!r}; {did_you_mean(job, known, 'registered')}")
         self.job = job
 
     # KeyError's own would put the sentence in quotes.
@@ -63,6 +71,18 @@ class ParamsError(CraftEasyJobsError):
         super().__init__(f"job {job!r}: " + "; ".join(f"{p.path}: {p.message}" for p in problems))
         self.job = job
         self.problems = tuple(problems)
+
+
+class TenantError(CraftEasyJobsError):
+    """A tenant directory is wrong, or a run asks for tenants that it does not offer.
+
+    Attributes:
+        tenant_id: the tenant in question; None when it is not about one.
+    """
+
+    def __init__(self, tenant_id: str | None, problem: str) -> None:
+        super().__init__(problem if tenant_id is None else f"tenant {tenant_id!r}: {problem}")
+        self.tenant_id = tenant_id
 
 
 class RequestError(CraftEasyJobsError):

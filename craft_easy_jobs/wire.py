@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
+from craft_easy_jobs.chaining import ChainStep
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.scopes import Scope
+from craft_easy_jobs.tenants import Tenant
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,6 +38,7 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     scope: Scope
     sub_tenant_ids: list[str]
     validate: bool = False
+    upstream: bytes = b"{}"
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
@@ -59,12 +62,13 @@ class Quit(msgspec.Struct, frozen=True, array_like=True, tag="quit"):
 class Catalogue(msgspec.Struct, frozen=True, array_like=True, tag="catalogue"):
     """Worker → supervisor, first of all: the jobs and chains it can run, or why its modules cannot be imported.
 
-    `chains`: name → the steps' job names, for checks.
+    `chains`: name → steps. `tenants`: what the callable of the settings returned, None when there is none.
     """
 
     jobs: list[JobOptions]
-    chains: dict[str, list[str]] = {}
+    chains: dict[str, list[ChainStep]] = {}
     code_version: str | None = None
+    tenants: list[Tenant] | None = None
     error: str | None = None
 
 

@@ -18,7 +18,7 @@ from craft_easy_jobd.ledger_rows import SPEC, spec_of
 from craft_easy_jobd.ledger_schema import LIVE, STATES, move, state_is
 from craft_easy_jobd.states import ACTIVE, FINAL, RunState
 from craft_easy_jobd.turns import Turns
-from craft_easy_jobs.advancing import StepFacts, StepState, advance, chain_table, child_run_id, fan_out_table
+from craft_easy_jobs.families import Row, StepFacts, StepState, advance, chain_table, child_run_id, fan_out_table
 
 _QUEUED = (
     f"SELECT run_id FROM runs WHERE {LIVE} AND {state_is(RunState.QUEUED)} AND isolation = 'none' "  # noqa: S608
@@ -157,7 +157,7 @@ def _advance(db: sqlite3.Connection, now: float, turns: Turns, parent: _Parent) 
 
 def _fan_out_result(now: float, parent: _Parent, children: Sequence[_Child]) -> Result:
     table = fan_out_table(
-        [(child.tenant_id or "", str(child.state), child.reason, child.run_id, child.seconds) for child in children]
+        Row(child.tenant_id or "", str(child.state), child.reason, child.run_id, child.seconds) for child in children
     )
     failed = [child.tenant_id or "" for child in children if child.state is not RunState.COMPLETED]
     named = ", ".join(failed[:_NAMED]) + (", ..." if len(failed) > _NAMED else "")
@@ -194,18 +194,18 @@ def _step_state(state: RunState) -> StepState:
 
 
 def _chain_result(now: float, parent: _Parent, plan: ChainPlan, last: Mapping[str, _Child]) -> Result:
-    rows = []
+    rows: list[Row] = []
     problem = None
     for planned in plan.steps:
         job = planned.step.job
         child = last.get(job)
         if child is None:
-            rows.append((job, "skipped", "upstream_failed", None, None))
+            rows.append(Row(job, "skipped", "upstream_failed", None, None))
             continue
-        rows.append((job, str(child.state), child.reason, child.run_id, child.seconds))
+        rows.append(Row(job, str(child.state), child.reason, child.run_id, child.seconds))
         if child.state is RunState.FAILED and planned.step.on_failure != "continue":
             problem = problem or f"step {job!r} failed ({child.reason}): {child.error}"
-    if problem is None and any(row[1] == "skipped" for row in rows):
+    if problem is None and any(row.status == "skipped" for row in rows):
         problem = "steps were skipped"
     return _result(now, parent, chain_table(rows), "step_failed", problem)
 
