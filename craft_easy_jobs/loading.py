@@ -30,15 +30,29 @@ def load_jobs(modules: Sequence[str], *, entry_points: bool = True) -> None:
     """
     _search(os.getcwd())
     for module in modules:
-        if module.endswith(".py"):
-            _guarded(module, _load_file, module)
-        else:
-            _guarded(module, importlib.import_module, module)
+        _load(module)
     if entry_points:
         from importlib import metadata
 
         for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
             _guarded(f"{point.value} (entry point {point.name})", point.load)
+
+
+def load_object(place: str) -> Any:
+    """What `module:name` names; the module is an import name or the path of a `.py` file, as for `load_jobs`.
+
+    Raises:
+        LoadError: the place has another form, the module cannot be imported, or has no such name.
+    """
+    module, _, name = place.rpartition(":")
+    if not module or not name:
+        raise LoadError(place, "write module:name")
+    _search(os.getcwd())
+    _load(module)
+    try:
+        return getattr(sys.modules[_name_of(module)], name)
+    except AttributeError:
+        raise LoadError(module, f"it has no {name!r}") from None
 
 
 def code_version(modules: Sequence[str] = ()) -> str | None:
@@ -51,6 +65,13 @@ def code_version(modules: Sequence[str] = ()) -> str | None:
     files |= {getattr(sys.modules.get(_name_of(module)), "__file__", None) or "" for module in modules}
     digests = sorted(hashlib.sha256(Path(file).read_bytes()).digest() for file in files if os.path.isfile(file))
     return hashlib.sha256(b"".join(digests)).hexdigest()[:12] if digests else None
+
+
+def _load(module: str) -> None:
+    if module.endswith(".py"):
+        _guarded(module, _load_file, module)
+    else:
+        _guarded(module, importlib.import_module, module)
 
 
 def _guarded(module: str, load: Callable[..., Any], *arguments: str) -> None:

@@ -17,7 +17,6 @@ from craft_easy_jobs.chaining import ChainStep
 from craft_easy_jobs.definition import Isolation, OnInterrupt
 from craft_easy_jobs.scopes import Scope
 
-
 Kind = Literal["job", "fan_out", "chain"]
 # Runs that have children take no slot.
 Lane = Isolation | Literal["none"]
@@ -51,7 +50,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     plan: bytes | None = None
 
 
-class FanOut(msgspec.Struct, frozen=True, tag="fan_out"):
+class FanOut(msgspec.Struct, frozen=True):
     """The plan of a run with one child for each tenant."""
 
     child: RunSpec
@@ -65,16 +64,15 @@ class PlannedStep(msgspec.Struct, frozen=True):
     run: RunSpec
 
 
-class ChainPlan(msgspec.Struct, frozen=True, tag="chain"):
+class ChainPlan(msgspec.Struct, frozen=True):
     """The plan of a run with one child for each step that was started."""
 
     steps: list[PlannedStep]
 
 
-Plan = FanOut | ChainPlan
-
 encode_plan = msgspec.msgpack.Encoder().encode
-decode_plan = msgspec.msgpack.Decoder(Plan).decode
+decode_fan_out = msgspec.msgpack.Decoder(FanOut).decode
+decode_chain = msgspec.msgpack.Decoder(ChainPlan).decode
 
 
 class Submitted(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from craft_easy_jobd.ledger import ChainPlan, FanOut, Result, RunSpec, decode_plan
+from craft_easy_jobd.ledger import ChainPlan, Result, RunSpec, decode_chain, decode_fan_out
 from craft_easy_jobd.ledger_moves import add, end, reopen
 from craft_easy_jobd.ledger_rows import SPEC, spec_of
 from craft_easy_jobd.ledger_schema import LIVE, STATES, move, state_is
@@ -116,8 +116,7 @@ def _parent(db: sqlite3.Connection, run_id: str) -> _Parent:
 
 
 def _children_of(spec: RunSpec) -> list[RunSpec]:
-    plan = decode_plan(spec.plan or b"")
-    assert isinstance(plan, FanOut)
+    plan = decode_fan_out(spec.plan or b"")
     return [
         _child(spec, plan.child, part=tenant_id, tenant_id=tenant_id, upstream=spec.upstream)
         for tenant_id in plan.tenant_ids
@@ -137,7 +136,7 @@ def _child(parent: RunSpec, template: RunSpec, *, part: str, **facts: Any) -> Ru
 
 def _count_live(db: sqlite3.Connection, run_id: str) -> None:
     live = f"SELECT count(*) FROM runs WHERE parent_run_id = ?1 AND {LIVE}"  # noqa: S608
-    db.execute(f"INSERT OR REPLACE INTO fan_outs SELECT ?1, ({live})", (run_id,))  # noqa: S608
+    db.execute(f"INSERT OR REPLACE INTO fan_outs SELECT ?1, ({live})", (run_id,))
 
 
 def _may_end(db: sqlite3.Connection, run_id: str, ended: int) -> bool:
@@ -168,8 +167,7 @@ def _fan_out_result(now: float, parent: _Parent, children: Sequence[_Child]) -> 
 def _advance_chain(
     db: sqlite3.Connection, now: float, turns: Turns, parent: _Parent, children: Sequence[_Child]
 ) -> Result | None:
-    plan = decode_plan(parent.spec.plan or b"")
-    assert isinstance(plan, ChainPlan)
+    plan = decode_chain(parent.spec.plan or b"")
     last = {child.step or "": child for child in children}
     tries = {job: sum(child.step == job for child in children) for job in last}
     facts = {job: StepFacts(_step_state(child.state), tries[job]) for job, child in last.items()}

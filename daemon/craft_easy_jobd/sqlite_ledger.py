@@ -12,8 +12,8 @@ from craft_easy_jobd import ledger_reads, ledger_writes
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.group_commit import GroupCommit
 from craft_easy_jobd.ledger import Again, Cancelled, Ended, Lease, LogChunk, Result, Run, RunSpec, Submitted
-from craft_easy_jobd.ledger_reads import Reader
 from craft_easy_jobd.ledger_moves import waiting_turns
+from craft_easy_jobd.ledger_reads import Reader
 from craft_easy_jobd.ledger_schema import open_writer
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.turns import Turns

@@ -31,12 +31,14 @@ from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.shutdown import Shutdown
 from craft_easy_jobd.spool import Spool
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
-from craft_easy_jobd.states import ACTIVE, FINAL, RunState
+from craft_easy_jobd.states import ACTIVE, RunState
 from craft_easy_jobd.status import Status
 from craft_easy_jobd.workforce import Workforce
+from craft_easy_jobs.chaining import Chain
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import CraftEasyJobsError, RequestError
 from craft_easy_jobs.model import Request
+from craft_easy_jobs.tenants import TenantDirectory
 
 logger = logging.getLogger("craft_easy_jobd")
 
@@ -128,6 +130,7 @@ class Supervisor:
 
     async def _boot(self, undo: contextlib.AsyncExitStack) -> None:
         """Everything that READY promises, in the order of need."""
+        await self._workforce.tenancy.load()
         await self.ledger.open()
         undo.push_async_callback(self.ledger.close)
         # Recovery starts runs again: what an earlier life left of them must not go on beside them.
@@ -210,6 +213,7 @@ class Supervisor:
             if self.ledger.broken is not None:
                 raise self.ledger.broken
             self._dispatcher.look_again()
+            await self._workforce.tenancy.refresh()
             counts = self.ledger.counts
             running = sum(counts[state] for state in ACTIVE)
             notify(f"STATUS={running} running, {counts[RunState.QUEUED]} queued")
@@ -271,13 +275,26 @@ class Supervisor:
         return submitted
 
     async def cancel(self, run_id: str, *, force: bool = False) -> RunState | None:
-        state = await self.ledger.cancel(run_id)
-        if state in ACTIVE:
-            self._dispatcher.cancel(run_id, force=force)
-        elif state in FINAL:
-            self._publisher.wake()
+        cancelled = await self.ledger.cancel(run_id)
+        if cancelled is None:
+            return None
+        for stopping in cancelled.stopping:
+            self._dispatcher.cancel(stopping, force=force)
+        self._publisher.wake()
+        self.bell.ring([run_id, *cancelled.stopping])
+        return cancelled.state
+
+    async def retry(self, run_id: str) -> RunState | None:
+        rerun = self.ledger.rerun(run_id)
+        self._dispatcher.kick(submitted=True)
         self.bell.ring([run_id])
-        return state
+        return await rerun
+
+    def tenants(self) -> TenantDirectory | None:
+        return self._workforce.tenancy.directory
+
+    def chains(self) -> Sequence[Chain]:
+        return sorted(self._workforce.catalogue.chains.values(), key=lambda chain: chain.name)
 
 
 async def _raise(error: BaseException) -> None:
