@@ -16,10 +16,10 @@ from contextvars import ContextVar
 from typing import Any
 
 _POLL_SECONDS = 0.02
-_PRUNE_EVERY = 512
+_FORGET_EVERY = 512
 _TICKS = os.sysconf("SC_CLK_TCK")
-# All children whose owner is known, ours or not; any other child is an orphan that came to this process.
-_noted: dict[int, "Belongings"] = {}
+# All children that were started here, with the attempt that did; any other child is an orphan that came to us.
+_noted: dict[int, "Belongings | None"] = {}
 
 
 class Belongings:
@@ -27,18 +27,13 @@ class Belongings:
 
     def __init__(self) -> None:
         self.calls: set[Future[Any]] = set()
-        self._pids: set[int] = set()
+        self.pids: set[int] = set()
+        self._young: set[int] = set()
         self._started = time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def own(self) -> None:
         """From now on, what this context starts belongs to the attempt."""
         _owner.set(self)
-
-    def note(self, pid: int) -> None:
-        self._pids.add(pid)
-        _noted[pid] = self
-        if len(_noted) % _PRUNE_EVERY == 0:
-            _prune(children_of(os.getpid()))
 
     async def end(self) -> None:
         """Kill the processes, and wait until they are gone and all calls have returned; for ever if they do not."""
@@ -47,16 +42,18 @@ class Belongings:
                 await asyncio.sleep(_POLL_SECONDS)
 
     def _left(self) -> bool:
-        if not self._pids:
+        if not self.pids:
             return bool(self.calls)
-        children = {pid: born for pid in children_of(os.getpid()) if (born := _born(pid)) is not None}
-        _prune(children)
-        orphans = [pid for pid, born in children.items() if pid not in _noted and born >= self._started]
-        own = [pid for pid in self._pids if _noted.get(pid) is self]
-        others = any(owner is not self for owner in _noted.values())
-        # An orphan may be a neighbour's then: it stays, and this process will be killed with all that is below it.
-        _kill(own if others else [*own, *orphans])
-        return bool(self.calls or own or orphans)
+        unknown = orphans()
+        own = {pid for pid in self.pids if _noted.get(pid) is self and _born(pid) is not None}
+        young = {pid for pid in unknown if (born := _born(pid)) is not None and born >= self._started}
+        _kill(own)
+        if not any(owner not in (self, None) for owner in _noted.values()):
+            # Else it may be a neighbour's: it stays, and this process will be killed with all that is below it.
+            # One that was there the last time too: a thread may have started it, and not noted it yet.
+            _kill(young & self._young)
+        self._young = young
+        return bool(self.calls or own or young)
 
 
 class Threads(ThreadPoolExecutor):
@@ -80,6 +77,15 @@ def take_note() -> None:
             setattr(module, name, _noting(start))
 
 
+def orphans() -> set[int]:
+    """The children that were not started here; forgets what was noted of those that are gone."""
+    noted = set(_noted)
+    children = set(children_of(os.getpid()))
+    for pid in noted - children:
+        _noted.pop(pid, None)
+    return children - noted
+
+
 def children_of(pid: int) -> list[int]:
     """Of all its threads; none when it is gone."""
     return list(_children_of(pid))
@@ -95,16 +101,10 @@ def _children_of(pid: int) -> Iterator[int]:
 _owner: ContextVar[Belongings | None] = ContextVar("belongings", default=None)
 
 
-def _prune(children: Iterable[int]) -> None:
-    for pid in _noted.keys() - set(children):
-        del _noted[pid]
-
-
 def _noting(start: Callable[..., int]) -> Callable[..., int]:
     def noted(*args: Any, **kwargs: Any) -> int:
         pid = start(*args, **kwargs)
-        if owner := _owner.get():
-            owner.note(pid)
+        _note(pid)
         return pid
 
     return noted
@@ -112,9 +112,16 @@ def _noting(start: Callable[..., int]) -> Callable[..., int]:
 
 def _forked() -> None:
     """os.fork, and the loop's own subprocesses: the youngest child of this thread is the one."""
-    if owner := _owner.get():
-        with suppress(OSError, ValueError), open("/proc/thread-self/children", "rb") as file:
-            owner.note(int(file.read().split()[-1]))
+    with suppress(OSError, IndexError), open("/proc/thread-self/children", "rb") as file:
+        _note(int(file.read().split()[-1]))
+
+
+def _note(pid: int) -> None:
+    owner = _noted[pid] = _owner.get()
+    if owner:
+        owner.pids.add(pid)
+    if len(_noted) % _FORGET_EVERY == 0:
+        orphans()
 
 
 def _born(pid: int) -> float | None:
@@ -127,7 +134,7 @@ def _born(pid: int) -> float | None:
     return None if fields[0] in (b"Z", b"X") else (int(fields[19]) + 1) / _TICKS
 
 
-def _kill(pids: list[int]) -> None:
+def _kill(pids: Iterable[int]) -> None:
     for pid in pids:
         _kill(children_of(pid))
         with suppress(ProcessLookupError, PermissionError):

@@ -3,9 +3,9 @@
 import asyncio
 import ctypes
 import os
-from contextlib import suppress
+from collections.abc import Collection
 
-from craft_easy_jobs.belongings import children_of
+from craft_easy_jobs.belongings import orphans
 
 EX_OSERR = 71
 _REAP_SECONDS = 5.0
@@ -27,20 +27,22 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def keep_reaping(loop: asyncio.AbstractEventLoop) -> None:
-    """Let the kernel forget orphans that ended, now and every few seconds."""
-    reap_orphans()
-    loop.call_later(_REAP_SECONDS, keep_reaping, loop)
+def keep_reaping(loop: asyncio.AbstractEventLoop, ended: Collection[int] = ()) -> None:
+    """Let the kernel forget orphans that ended, now and every few seconds.
 
-
-def reap_orphans() -> None:
-    """Reap the adopted children that ended, but none whose parent waits for it.
-
-    A child of our own is in our session or leads one; any other was certainly born elsewhere. What stayed in the
-    session cannot be told from a child of our own, and remains a zombie until this process ends.
+    Args:
+        ended: those that had ended the last time. Only they are reaped: what ended since may be a child that a
+            library started, and is about to wait for.
     """
-    own = os.getsid(0)
-    for pid in children_of(os.getpid()):
-        with suppress(OSError):
-            if os.getsid(pid) not in (own, pid):
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+    zombies = [pid for pid in orphans() if _has_ended(pid)]
+    for pid in zombies:
+        if pid in ended:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+    loop.call_later(_REAP_SECONDS, keep_reaping, loop, zombies)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False

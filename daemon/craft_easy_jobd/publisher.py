@@ -63,10 +63,10 @@ class Publisher:
 
     async def drain(self) -> bool:
         """Publish all that is there. False: something is in the way, see `problem`. Raises as `run` does."""
-        if not self._prepared:
-            await self._lane.call(self._writer.prepare)
-            self._prepared = True
         try:
+            if not self._prepared:
+                await self._lane.call(self._writer.prepare)
+                self._prepared = True
             await self._publish_all()
         except SyncError:
             raise

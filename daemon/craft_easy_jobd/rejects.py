@@ -31,7 +31,7 @@ def reject(name: str, error: RequestError, uid: int, *, source: int, dropped: st
     target = _free_name(dropped, rejected)
     reason = target + _SUFFIX
     # The reason comes first, so that no crash leaves a rejected file without one.
-    _write_new(reason, Reason(str(error), error.field, timestamp(utc_now()), uid), rejected)
+    _write(reason, Reason(str(error), error.field, timestamp(utc_now()), uid), rejected)
     try:
         os.rename(name, target, src_dir_fd=source, dst_dir_fd=rejected)
     except OSError:
@@ -51,9 +51,17 @@ def exists(name: str, folder: int) -> bool:
 
 def _free_name(dropped: str, rejected: int) -> str:
     name = _shortened(dropped, "")
-    if exists(name, rejected) or exists(name + _SUFFIX, rejected):
-        return _shortened(dropped, f".{new_run_id()}")
-    return name
+    return name if _is_free(name, rejected) else _shortened(dropped, f".{new_run_id()}")
+
+
+def _is_free(name: str, rejected: int) -> bool:
+    reason = name + _SUFFIX
+    if exists(name, rejected):
+        return False
+    if not exists(reason, rejected):
+        return True
+    # A reason without its file is what a crash left behind, unless it is a rejected file itself.
+    return len(os.fsencode(reason + _SUFFIX)) > _LONGEST_NAME or not exists(reason + _SUFFIX, rejected)
 
 
 def _shortened(name: str, ending: str) -> str:
@@ -61,8 +69,8 @@ def _shortened(name: str, ending: str) -> str:
     return os.fsdecode(os.fsencode(name)[:room]) + ending
 
 
-def _write_new(name: str, reason: Reason, folder: int) -> None:
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode=0o640, dir_fd=folder)
+def _write(name: str, reason: Reason, folder: int) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o640, dir_fd=folder)
     try:
         with open(fd, "wb") as file:
             file.write(msgspec.json.encode(reason) + b"\n")

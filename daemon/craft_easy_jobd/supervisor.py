@@ -120,13 +120,15 @@ class Supervisor:
     # -- life
 
     async def run(self) -> None:
-        """Boot, serve until stopped, drain, and undo the boot in reverse."""
+        """Boot, serve until stopped, drain, and undo the boot in reverse; a stop does not hide a broken ledger."""
         self._take_signals()
         async with contextlib.AsyncExitStack() as undo:
             await self._boot(undo)
             if not self._shutdown.asked.is_set():
                 await self._serve()
             await self._drain()
+        if self.ledger.broken is not None:
+            raise self.ledger.broken
 
     async def _boot(self, undo: contextlib.AsyncExitStack) -> None:
         """Everything that READY promises, in the order of need."""

@@ -21,7 +21,7 @@ def run(*command: str) -> str:
     """What the command says; OSError with its complaint when it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+        raise OSError(f"{' '.join(command)}: {done.stderr.partition(chr(10))[0]}")
     return done.stdout.strip()
 
 

@@ -175,3 +175,29 @@ async def write_to_alone(ctx: JobContext) -> None:
 @job(name="pid")
 async def pid(ctx: JobContext) -> int:
     return os.getpid()
+
+
+@job(name="pid-alone", isolation="process")
+async def pid_alone(ctx: JobContext) -> int:
+    return os.getpid()
+
+
+@job(name="obey-and-leave", timeout_seconds=TIMEOUT, grace_seconds=GRACE)
+async def obey_and_leave(ctx: JobContext) -> None:
+    path = Path(ctx.params["pids"])
+    if ctx.params["what"] == "a_child":
+        _note(path, (await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)).pid)
+    else:
+        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", DAEMON, str(path)], env={}, check=True)
+    await asyncio.sleep(600)
+
+
+@job(name="shared-neighbour", timeout_seconds=600)
+async def shared_neighbour(ctx: JobContext) -> str:
+    await ctx.log("started")
+    while not ctx.should_stop():
+        await asyncio.to_thread(time.sleep, 0.05)
+    return "undisturbed"
+
+
+job(name="neighbour-in-company", timeout_seconds=600)(neighbour)
