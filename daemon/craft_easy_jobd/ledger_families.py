@@ -31,7 +31,7 @@ _BEGIN = move(
 )
 _PARENT = f"SELECT token, attempt, state, cancel_requested, started_at, {', '.join(SPEC)} FROM runs WHERE run_id = ?"  # noqa: S608
 _CHILDREN = (
-    "SELECT tenant_id, step, state, reason, run_id, completed_at - started_at AS seconds, error, result "
+    "SELECT tenant_id, step, state, reason, run_id, round(completed_at - started_at, 6) AS seconds, error, result "
     "FROM runs WHERE parent_run_id = ? ORDER BY seq"
 )
 # So many failed ones are named in the error of a fan-out; the table in its result has them all.
@@ -60,15 +60,19 @@ class _Child(NamedTuple):
 
 def expand(db: sqlite3.Connection, now: float, turns: Turns) -> None:
     """Begin parents that wait in the queue: their children wait there instead."""
-    begun = [run_id for (run_id,) in db.execute(_QUEUED).fetchall()]
-    for run_id in begun:
+    # A chain's first step may be a parent itself, and waits there by the end of a round.
+    while begun := [run_id for (run_id,) in db.execute(_QUEUED).fetchall()]:
+        _begin(db, now, turns, begun)
+
+
+def _begin(db: sqlite3.Connection, now: float, turns: Turns, run_ids: Sequence[str]) -> None:
+    for run_id in run_ids:
         db.execute(_BEGIN, (now, run_id))
-        spec = _parent(db, run_id).spec
-        if spec.kind == "fan_out":
-            add(db, now, _children_of(spec), turns)
+        parent = _parent(db, run_id)
+        if parent is not None and parent.spec.kind == "fan_out":
+            add(db, now, _children_of(parent.spec), turns)
             _count_live(db, run_id)
-    if begun:
-        advance_all(db, now, turns, dict.fromkeys(begun, 0))
+    advance_all(db, now, turns, dict.fromkeys(run_ids, 0))
 
 
 def advance_all(db: sqlite3.Connection, now: float, turns: Turns, ended: Mapping[str | None, int]) -> None:
@@ -79,7 +83,7 @@ def advance_all(db: sqlite3.Connection, now: float, turns: Turns, ended: Mapping
         if not _may_end(db, run_id, number):
             continue
         parent = _parent(db, run_id)
-        if parent.state not in ACTIVE:
+        if parent is None or parent.state not in ACTIVE:
             continue
         result = _advance(db, now, turns, parent)
         if result is not None and end(db, run_id, parent.token, result) and parent.spec.parent_run_id:
@@ -110,8 +114,11 @@ def _ids(db: sqlite3.Connection, run_id: str, where: str) -> list[str]:
     return [child for (child,) in db.execute(sql, (run_id,))]
 
 
-def _parent(db: sqlite3.Connection, run_id: str) -> _Parent:
-    token, attempt, code, cancel_requested, started_at, *spec = db.execute(_PARENT, (run_id,)).fetchone()
+def _parent(db: sqlite3.Connection, run_id: str) -> _Parent | None:
+    row = db.execute(_PARENT, (run_id,)).fetchone()
+    if row is None:
+        return None
+    token, attempt, code, cancel_requested, started_at, *spec = row
     return _Parent(token, attempt, STATES[code], bool(cancel_requested), started_at, spec_of(spec))
 
 
