@@ -36,8 +36,8 @@ class TenantDirectory:
                 raise TenantError(tenant.id, "is there twice; ids must be unique")
             self._tenants[tenant.id] = tenant
         self._children: dict[str | None, list[str]] = {}
-        for id in sorted(self._tenants):  # noqa: A001
-            self._children.setdefault(self._checked_parent(self._tenants[id]), []).append(id)
+        for tenant_id in sorted(self._tenants):
+            self._children.setdefault(self._checked_parent(self._tenants[tenant_id]), []).append(tenant_id)
         self._tree = self._below(None)
         if len(self._tree) < len(self._tenants):
             self._refuse_cycle()
@@ -81,11 +81,11 @@ class TenantDirectory:
 
     def _below(self, top: str | None) -> list[tuple[int, Tenant]]:
         found = []
-        waiting = [(0, id) for id in reversed(self._children.get(top, []))]
+        waiting = [(0, child) for child in reversed(self._children.get(top, []))]
         while waiting:
-            depth, id = waiting.pop()  # noqa: A001
-            found.append((depth, self._tenants[id]))
-            waiting += [(depth + 1, child) for child in reversed(self._children.get(id, []))]
+            depth, tenant_id = waiting.pop()
+            found.append((depth, self._tenants[tenant_id]))
+            waiting += [(depth + 1, child) for child in reversed(self._children.get(tenant_id, []))]
         return found
 
     def _checked_parent(self, tenant: Tenant) -> str | None:
@@ -142,7 +142,7 @@ def call_directory(place: str) -> TenantDirectory:
 
 
 def list_tenants(place: str) -> list[Tenant]:
-    """The tenants of `call_directory`, checked."""
+    """The tenants of `call_directory`, checked, parents before their children."""
     return [tenant for _, tenant in call_directory(place).tree()]
 
 
@@ -230,12 +230,12 @@ def _from_tables(tables: dict[str, Any]) -> Iterable[Tenant]:
     listed = tables.get("tenants", {})
     if not isinstance(listed, dict):
         raise TenantError(None, "tenants must be tables: [tenants.ID]")
-    for id, table in listed.items():  # noqa: A001
+    for tenant_id, table in listed.items():
         if not isinstance(table, dict):
-            raise TenantError(id, f"must be a table [tenants.{id}], not {table!r}")
+            raise TenantError(tenant_id, f"must be a table [tenants.{tenant_id}], not {table!r}")
         if "id" in table:
-            raise TenantError(id, "unknown key 'id'; the id is the table's name")
-        yield _as_tenant({"id": id, **table})
+            raise TenantError(tenant_id, "unknown key 'id'; the id is the table's name")
+        yield _as_tenant({"id": tenant_id, **table})
 
 
 def _as_tenant(found: Any) -> Tenant:
