@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 import msgspec
 
-from craft_easy_jobd.ledger import ChainPlan, Kind, Run, decode_plan
+from craft_easy_jobd.ledger import Kind, Run, decode_chain
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import DaemonState
 from craft_easy_jobs.chaining import Chain, ChainStep
@@ -191,14 +191,9 @@ def run_document(run: Run) -> RunDocument:
         warnings=run.warnings,
         log_count=run.log_count,
         parent_run_id=spec.parent_run_id,
-        steps=_steps(spec.plan),
+        steps=[planned.step for planned in decode_chain(spec.plan or b"").steps] if spec.kind == "chain" else None,
         published=run.published,
     )
-
-
-def _steps(plan: bytes | None) -> list[ChainStep] | None:
-    decoded = None if plan is None else decode_plan(plan)
-    return [planned.step for planned in decoded.steps] if isinstance(decoded, ChainPlan) else None
 
 
 def tenants_page(directory: TenantDirectory) -> TenantsPage:
