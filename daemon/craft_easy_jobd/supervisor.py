@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -19,7 +19,7 @@ from craft_easy_jobd.cgroups import contain
 from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.containment import instance_of, kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
-from craft_easy_jobd.errors import FolderError
+from craft_easy_jobd.errors import FolderError, InternalError
 from craft_easy_jobd.logs import logging_to_stderr
 from craft_easy_jobd.notify import notify
 from craft_easy_jobd.publisher import Publisher
@@ -36,6 +36,8 @@ from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.errors import CraftEasyJobsError
 
 logger = logging.getLogger("craft_easy_jobd")
+
+E = TypeVar("E", bound=BaseException)
 
 _TICK_SECONDS = 1.0
 _QUIT_SECONDS = 2.0
@@ -57,6 +59,10 @@ def serve(settings: Settings) -> int:
                 runner.run(_run(settings))
         except* CraftEasyJobsError as errors:
             raise _first(errors) from None
+        except* Exception as errors:
+            logger.critical("internal error", exc_info=errors)
+            problem = f"internal error, a defect of the daemon: {_first(errors)!r}; its log has the details"
+            raise InternalError(problem) from None
     return 0
 
 
@@ -72,7 +78,7 @@ def _make_folder(path: Path) -> None:
         raise FolderError(f"{path}: {error.strerror}; create it or choose another --root") from None
 
 
-def _first(errors: BaseExceptionGroup[CraftEasyJobsError]) -> CraftEasyJobsError:
+def _first(errors: BaseExceptionGroup[E]) -> E:
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
