@@ -1,4 +1,4 @@
-"""Jobs and chains as `craft-easy-job list` shows them: for people and for programs."""
+"""Jobs, chains and tenants as `craft-easy-job` shows them: for people and for programs."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,6 +8,7 @@ from typing import Any
 from craft_easy_jobs.chaining import Chain, start_order, unregistered
 from craft_easy_jobs.definition import JobOptions, Registry
 from craft_easy_jobs.params import full_schema, properties_of
+from craft_easy_jobs.tenants import TenantDirectory
 from craft_easy_jobs.terminal import clean
 
 _SHOWN = ("enum", "const", "pattern", "format", "minimum", "maximum", "minLength", "maxLength", "default")
@@ -17,10 +18,7 @@ def as_document(jobs: Iterable[JobOptions], chains: Mapping[str, Chain]) -> dict
     """`{"jobs": [...], "chains": [...]}`; a job has its options, and its parameters by name."""
     return {
         "jobs": [asdict(job) | {"parameters": properties_of(job.params_schema)} for job in jobs],
-        "chains": [
-            {"name": chain.name, "description": chain.description, "steps": [asdict(step) for step in chain.steps]}
-            for chain in chains.values()
-        ],
+        "chains": [chain_document(chain) for chain in chains.values()],
     }
 
 
@@ -33,8 +31,32 @@ def as_text(jobs: Iterable[JobOptions], chains: Mapping[str, Chain]) -> Iterator
         for name, schema in properties_of(job.params_schema).items():
             yield clean(f"    -p {name}: {_parameter(schema, name in required)}")
     for chain in chains.values():
-        yield clean(f"chain {chain.name}  {chain.description}".rstrip())
-        yield clean(f"    {', '.join(start_order(chain))}")
+        first, *others = chain_text(chain)
+        yield f"chain {first}"
+        yield from others
+
+
+def chain_document(chain: Chain) -> dict[str, Any]:
+    """Name, description, and the steps with all their fields."""
+    return {"name": chain.name, "description": chain.description, "steps": [asdict(step) for step in chain.steps]}
+
+
+def chain_text(chain: Chain) -> Iterator[str]:
+    """Name and description, and below it the steps in the order of their start."""
+    yield clean(f"{chain.name}  {chain.description}".rstrip())
+    yield clean(f"    {', '.join(start_order(chain))}")
+
+
+def tenants_document(directory: TenantDirectory) -> list[dict[str, Any]]:
+    """The tenants with their depth, each before those below it."""
+    return [asdict(tenant) | {"depth": depth} for depth, tenant in directory.tree()]
+
+
+def tenant_lines(directory: TenantDirectory) -> Iterator[str]:
+    """The tenants as an indented tree."""
+    for depth, tenant in directory.tree():
+        state = "" if tenant.active else "(not active)"
+        yield "  " * depth + "  ".join(clean(part) for part in (tenant.id, tenant.name, state) if part)
 
 
 def missing_steps(chains: Mapping[str, Chain], registry: Registry) -> list[str]:

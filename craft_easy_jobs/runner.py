@@ -1,52 +1,76 @@
-"""JobRunner: carry out a run in this process, attempt by attempt, and say what became of it."""
+"""JobRunner: carry out runs in this process, and say what became of them."""
 
 import asyncio
-import copy
-import random
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypedDict, Unpack
 
-from craft_easy_jobs.attempting import Attempt, Ending
-from craft_easy_jobs.context import JobContext
-from craft_easy_jobs.definition import JobDefinition, Registry
+from craft_easy_jobs.chaining import Chain, find_chain
+from craft_easy_jobs.chaining import chains as all_chains
+from craft_easy_jobs.definition import Registry
 from craft_easy_jobs.definition import registry as all_jobs
-from craft_easy_jobs.model import JobResult, LogEntry, utc_now
+from craft_easy_jobs.model import JobResult, LogEntry
+from craft_easy_jobs.preparing import Order, check_params, prepare_chain, prepare_job
+from craft_easy_jobs.running import UnderWay
 from craft_easy_jobs.scopes import Scope
+from craft_easy_jobs.tenants import TenantDirectory
 
 
-class RunOptions(TypedDict, total=False):
-    """What a run may be given besides the job's name.
+class ChainOptions(TypedDict, total=False):
+    """What a run may be given besides the name.
 
-    `scope` replaces the job's own, `run_id` the UUIDv7 that we make. With `validate`, params that miss the job's
-    schema raise ParamsError before anything starts. `emit` gets each log entry as it is written.
+    `all_tenants` asks a `per_tenant` job to run for every active tenant, `concurrency` of them (4) side by side.
+    `run_id` replaces the UUIDv7 that we make. With `validate`, params that miss the schema are refused before anything
+    starts. `emit` gets each log entry as it is written, those of children with their tenant or step before the message;
+    `on_child` gets each child's result.
     """
 
     params: dict[str, Any] | None
     tenant_id: str | None
-    scope: Scope | None
-    sub_tenant_ids: Sequence[str]
+    all_tenants: bool
+    concurrency: int
     run_id: str | None
     validate: bool
     emit: Callable[[LogEntry], None] | None
+    on_child: Callable[[JobResult], None] | None
+
+
+class RunOptions(ChainOptions, total=False):
+    """As ChainOptions; `scope` replaces the job's own, `sub_tenant_ids` what the tenant directory says."""
+
+    scope: Scope | None
+    sub_tenant_ids: Sequence[str]
 
 
 class JobRunner:
-    """Runs registered jobs in this process: deadline of each attempt, retries, stop.
+    """Runs registered jobs and chains in this process: deadline of each attempt, retries, stop.
+
+    A `per_tenant` job has a child run for each tenant, a chain one for each step; the result is a table of them.
 
     `on_stuck` is for programs that can end: it gets the result in a thread of its own when a job blocks the event
     loop beyond deadline and grace time, and should end the process, as no coroutine ever will.
+
+    Attributes:
+        cut_off: an attempt was cut off; threads that it started may still be there.
     """
 
-    def __init__(self, registry: Registry = all_jobs, *, on_stuck: Callable[[JobResult], None] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry = all_jobs,
+        *,
+        chains: Mapping[str, Chain] = all_chains,
+        tenants: TenantDirectory | None = None,
+        on_stuck: Callable[[JobResult], None] | None = None,
+    ) -> None:
+        self.cut_off = False
         self._registry = registry
+        self._chains = chains
+        self._tenants = tenants
         self._on_stuck = on_stuck
-        self._runs: list[_Run] = []
+        self._runs: list[UnderWay] = []
 
     async def run(self, name: str, **options: Unpack[RunOptions]) -> JobResult:
         """Carry out one run of the job; whatever the job does is told in the result.
@@ -54,8 +78,18 @@ class JobRunner:
         Raises:
             UnknownJobError: no job has this name.
             ParamsError: `validate` was asked for and the params miss the schema.
+            TenantError: the job cannot run for the tenants asked for.
         """
         return await self._carry_out(self._prepare(name, options))
+
+    async def run_chain(self, name: str, **options: Unpack[ChainOptions]) -> JobResult:
+        """Carry out the steps of a chain; what becomes of them is told in the result.
+
+        Raises:
+            RequestError: no chain has this name, or one of its steps could not run.
+            TenantError: all tenants are asked for, but no step is for each of them.
+        """
+        return await self._carry_out(self._prepare_chain(name, options))
 
     def run_sync(
         self, name: str, *, on_signal: Callable[[int], None] | None = None, **options: Unpack[RunOptions]
@@ -65,15 +99,13 @@ class JobRunner:
         In the main thread, the first SIGINT or SIGTERM asks the job to stop and the second cuts it; `on_signal` gets
         their count from within the signal handler. The former handlers come back at the end.
         """
-        run = self._prepare(name, options)
-        loop = asyncio.new_event_loop()
-        try:
-            result = loop.run_until_complete(self._carry_out_signalled(run, on_signal))
-            if not run.abandoned:
-                _sweep(loop, run.definition.options.grace_seconds)
-            return result
-        finally:
-            loop.close()
+        return self._on_own_loop(self._prepare(name, options), on_signal)
+
+    def run_chain_sync(
+        self, name: str, *, on_signal: Callable[[int], None] | None = None, **options: Unpack[ChainOptions]
+    ) -> JobResult:
+        """As `run_chain`, with an event loop of its own; signals as for `run_sync`."""
+        return self._on_own_loop(self._prepare_chain(name, options), on_signal)
 
     def request_stop(self) -> None:
         """Ask the runs under way to stop, and wait for no further attempts; from any thread."""
@@ -85,143 +117,46 @@ class JobRunner:
         for run in tuple(self._runs):
             run.cut()
 
-    def _prepare(self, name: str, options: RunOptions) -> "_Run":
-        definition = self._registry[name]
-        params = options.get("params") or {}
-        if options.get("validate") and definition.options.params_schema:
-            from craft_easy_jobs.params import compile_params
+    def _prepare(self, name: str, options: RunOptions) -> UnderWay:
+        definition, order = self._registry[name], self._order(options)
+        if order.validate:
+            check_params(definition.options, order.params)
+        return prepare_job(definition, order, self._tenants)
 
-            compile_params(name, definition.options.params_schema).check(params)
-        return _Run(
-            definition,
-            options.get("run_id") or _new_run_id(),
-            params,
-            options.get("tenant_id"),
-            options.get("scope") or definition.options.scope,
-            options.get("sub_tenant_ids", ()),
-            options.get("emit"),
-            self._on_stuck,
-        )
+    def _prepare_chain(self, name: str, options: ChainOptions) -> UnderWay:
+        return prepare_chain(find_chain(name, self._chains), self._registry, self._order(options), self._tenants)
 
-    async def _carry_out(self, run: "_Run") -> JobResult:
+    def _order(self, options: ChainOptions) -> Order:
+        given: dict[str, Any] = {**options}
+        given["run_id"] = options.get("run_id") or _new_run_id()
+        given["params"] = options.get("params") or {}
+        return Order(**given, on_stuck=self._on_stuck)
+
+    async def _carry_out(self, run: UnderWay) -> JobResult:
         self._runs.append(run)
         try:
             return await run.carry_out()
         finally:
             self._runs.remove(run)
+            self.cut_off |= run.was_cut
 
-    async def _carry_out_signalled(self, run: "_Run", on_signal: Callable[[int], None] | None) -> JobResult:
+    def _on_own_loop(self, run: UnderWay, on_signal: Callable[[int], None] | None) -> JobResult:
+        loop = asyncio.new_event_loop()
+        try:
+            result = loop.run_until_complete(self._carry_out_signalled(run, on_signal))
+            if not run.abandoned:
+                _sweep(loop, run.grace_seconds)
+            return result
+        finally:
+            loop.close()
+
+    async def _carry_out_signalled(self, run: UnderWay, on_signal: Callable[[int], None] | None) -> JobResult:
         with _signals(run, on_signal):
             return await self._carry_out(run)
 
 
-@dataclass(eq=False)
-class _Run:
-    """One run: its attempts one after the other, and all that is told of them."""
-
-    definition: JobDefinition
-    run_id: str
-    params: dict[str, Any]
-    tenant_id: str | None
-    scope: Scope
-    sub_tenant_ids: Sequence[str]
-    emit: Callable[[LogEntry], None] | None
-    on_stuck: Callable[[JobResult], None] | None
-    abandoned: bool = False
-    _logs: list[LogEntry] = field(default_factory=list)
-    _attempts: int = 0
-    _attempt: Attempt | None = None
-    _stop: asyncio.Event = field(default_factory=asyncio.Event)
-    _stopping: bool = False
-
-    async def carry_out(self) -> JobResult:
-        self._loop = asyncio.get_running_loop()
-        self._started_at, self._started = utc_now(), time.monotonic()
-        while True:
-            attempt = self._attempt = self._begin()
-            ending = await attempt.ending()
-            if not self._may_retry(ending):
-                break
-            delay = self.definition.options.backoff_seconds(self._attempts, random.random())  # noqa: S311
-            tries = f"attempt {self._attempts} of {self.definition.options.retries + 1}"
-            await attempt.ctx.warning(f"{tries} failed: {ending.error}; next in {delay:.1f} s")
-            if await self._stops_within(delay):
-                text = f"cancelled before attempt {self._attempts + 1}; the last one: {ending.error}"
-                ending = Ending("failed", "cancelled", error=text)
-                break
-        self.abandoned = ending.abandoned
-        return self._result(ending)
-
-    def request_stop(self) -> None:
-        self._stopping = True
-        if self._attempt is not None:
-            self._attempt.ctx.request_stop()
-            self._loop.call_soon_threadsafe(self._stop.set)
-
-    def cut(self) -> None:
-        self.request_stop()
-        if self._attempt is not None:
-            self._attempt.cut("cancelled")
-
-    def _begin(self) -> Attempt:
-        self._attempts += 1
-        ctx = JobContext(
-            self.run_id,
-            self.definition.name,
-            # Each attempt starts from what was asked for, whatever the one before did to it.
-            copy.deepcopy(self.params),
-            self.tenant_id,
-            self.scope,
-            self.sub_tenant_ids,
-            attempt=self._attempts,
-            emit=self._take,
-        )
-        if self._stopping:
-            ctx.request_stop()
-        answer = self.on_stuck
-        return Attempt(self.definition, ctx, answer and (lambda ending: answer(self._result(ending))))
-
-    def _may_retry(self, ending: Ending) -> bool:
-        if ending.status == "completed" or ending.abandoned or self._stopping:
-            return False
-        if ending.reason == "result_invalid":
-            # The work is done; doing it again would not make its value JSON.
-            return False
-        return self._attempts <= self.definition.options.retries
-
-    async def _stops_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-        return self._stopping
-
-    def _take(self, entry: LogEntry) -> None:
-        self._logs.append(entry)
-        if self.emit is not None:
-            self.emit(entry)
-
-    def _result(self, ending: Ending) -> JobResult:
-        return JobResult(
-            job_name=self.definition.name,
-            run_id=self.run_id,
-            status=ending.status,
-            started_at=self._started_at,
-            completed_at=utc_now(),
-            duration_seconds=round(time.monotonic() - self._started, 6),
-            result=ending.result,
-            error=ending.error,
-            logs=self._logs,
-            reason=ending.reason,
-            attempts=self._attempts,
-            tenant_id=self.tenant_id,
-            scope=self.scope,
-            params=self.params,
-            warnings=sum(entry["level"] in ("warning", "error") for entry in self._logs),
-        )
-
-
 @contextmanager
-def _signals(run: _Run, on_signal: Callable[[int], None] | None) -> Iterator[None]:
+def _signals(run: UnderWay, on_signal: Callable[[int], None] | None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from craft_easy_jobs import JobResult, JobRunner
-from craft_easy_jobs.errors import ParamsError, UnknownJobError
+from craft_easy_jobs.errors import ParamsError, TenantError, UnknownJobError
 from craft_easy_jobs.model import LogEntry, decode_result, encode_result
 from tests.library import runner_jobs
 
@@ -45,13 +45,19 @@ async def test_a_result_has_all_that_was_asked_and_said() -> None:
         ({"tenant_id": "a"}, ["a"], "tenant"),
         ({}, [], "tenant"),
         ({"tenant_id": "a", "scope": "parent_tenant", "sub_tenant_ids": ["b", "c"]}, ["a", "b", "c"], "parent_tenant"),
-        ({"scope": "parent_tenant"}, [], "parent_tenant"),
-        ({"tenant_id": "a", "scope": "system"}, [], "system"),
+        ({"scope": "system"}, [], "system"),
     ],
 )
 async def test_the_context_has_the_tenants_of_the_scope(options: Any, tenants: list[str], scope: str) -> None:
     result = await run("echo", run_id="mine", **options)
     assert (result.result["tenants"], result.result["scope"], result.result["run_id"]) == (tenants, scope, "mine")
+
+
+async def test_a_run_needs_the_tenant_of_its_scope_and_no_other() -> None:
+    with pytest.raises(TenantError, match="scope 'parent_tenant'; give the tenant_id of the parent"):
+        await run("echo", scope="parent_tenant")
+    with pytest.raises(TenantError, match="scope 'system' and no tenant; leave the tenant_id out"):
+        await run("echo", scope="system", tenant_id="a")
 
 
 async def test_a_failure_is_told_with_its_place() -> None:

@@ -228,9 +228,24 @@ async def test_bi_export(project: Path) -> None:
 async def test_the_complete_example(project: Path, fresh_registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     load(project, COMPLETE)
     monkeypatch.setitem(sys.modules, "my_models", my_models())
-    result = await run("settlement", tenant_id="tenant_664abc", params={"period": "2026-03"})
-    assert result.result == {"period": "2026-03", "settled": 2, "total": 3}
-    assert [entry["message"] for entry in result.logs] == [
+    children: list[JobResult] = []
+    result = await run(
+        "settlement", tenant_id="tenant_664abc", params={"period": "2026-03"}, run_id="r", on_child=children.append
+    )
+    [child] = children
+    assert result.result == {
+        "counts": {"completed": 1, "failed": 0},
+        "tenants": {
+            "tenant_664abc": {
+                "status": "completed",
+                "reason": None,
+                "run_id": "r.tenant_664abc",
+                "duration_seconds": child.duration_seconds,
+            }
+        },
+    }
+    assert child.result == {"period": "2026-03", "settled": 2, "total": 3}
+    assert [entry["message"] for entry in child.logs] == [
         "Starting settlement for tenant=tenant_664abc period=2026-03",
         "Settled 1/3",
         "Failed for B: no rows",
