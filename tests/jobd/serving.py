@@ -39,7 +39,9 @@ JOBS = [
 ]
 CHAINS = [
     Chain("close", "Closes a month", (ChainStep("settlement"), ChainStep("export", depends_on=["settlement"]))),
-    Chain("send", "", (ChainStep("statement"),), source="send.py:1"),
+    Chain(
+        "send", "", (ChainStep("statement", on_failure="retry", retries=1, retry_delay_seconds=0),), source="send.py:1"
+    ),
 ]
 TENANTS = TenantDirectory(
     [Tenant("acme", name="Acme Ltd"), Tenant("acme-north", parent="acme"), Tenant("gone", active=False), Tenant("t1")]

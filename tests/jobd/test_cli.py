@@ -392,6 +392,16 @@ def test_show_as_json_has_the_same_rows_before_and_after_the_end(served: Served,
     assert run["children"][1]["run_id"] == "c.export"
 
 
+def test_show_of_a_chain_has_the_newest_run_of_a_step(served: Served, cli: Cli) -> None:
+    [first] = served.begin_family(1, chain="send", run_id="s", tenant_id="t1")
+    served.end(first, error="no luck", reason="exception")
+    second = served.claim()
+    old, new = first.spec.parent_run_id, second.spec.parent_run_id
+    assert served.get(f"/v1/runs/{old}")["state"] == "failed"
+    [row] = cli("show s --json").document["children"]
+    assert (row["name"], row["status"], row["run_id"]) == ("statement", "running", new)
+
+
 def test_show_of_a_chain_that_was_cancelled_in_the_queue(served: Served, cli: Cli) -> None:
     served.call("POST", "/v1/runs", {"chain": "close", "run_id": "c", "not_before": "2999-01-01T00:00:00Z"})
     assert cli("cancel c").out == "c  failed\n"
