@@ -59,7 +59,7 @@ async def block_each(ctx: JobContext) -> None:
         return
     if ctx.tenant_id == "north":
         await asyncio.sleep(0.2)
-        time.sleep(60)
+        time.sleep(ctx.params.get("seconds", 60))
     await asyncio.sleep(60)
 
 

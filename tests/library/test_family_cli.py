@@ -194,12 +194,6 @@ def test_a_tenant_that_blocks_the_loop_ends_the_run_with_the_whole_table() -> No
     assert "it blocks the event loop at" in result["error"]
 
 
-def test_a_blocked_loop_that_many_tenants_wait_for_has_one_result() -> None:
-    process = craft("run", "block-each", *JOBS, *TENANTS, "--all-tenants", "--json")
-    assert process.stdout.count("\n") == 1
-    assert result_of(process, 1)["result"]["counts"] == {"completed": 1, "failed": 2}
-
-
 COMPLETE = r"""
 from craft_easy_jobs import job, chain, ChainStep, JobContext
 

@@ -1,5 +1,6 @@
 """JobRunner with tenants and chains: children, their tables, stops."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,23 @@ async def test_a_cut_ends_all_that_run() -> None:
     result = await stopped_at_ready(2, "cut", concurrency=2, params={"deaf": True})
     assert (result.status, result.reason) == ("failed", "cancelled")
     assert set(statuses(result).values()) == {("failed", "cancelled")}
+
+
+async def test_a_blocked_loop_is_told_once_for_all_that_wait_for_it() -> None:
+    """Each watchdog fires 1.7 s after its attempt began, two of them while the loop is blocked."""
+    told: list[JobResult] = []
+    runner = JobRunner(tenants=DIRECTORY, on_stuck=told.append)
+    task = asyncio.create_task(runner.run("block-each", all_tenants=True, params={"seconds": 2.5}))
+    await asyncio.wait({task}, timeout=0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    [result] = told
+    assert (result.status, result.reason, result.result["counts"]) == (
+        "failed",
+        "tenants_failed",
+        {"completed": 1, "failed": 2},
+    )
 
 
 async def test_the_steps_of_a_chain_follow_each_other() -> None:
