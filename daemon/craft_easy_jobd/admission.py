@@ -118,7 +118,8 @@ def _job_run(
     except TenantError as error:
         raise RequestError("tenant_id", str(error)) from None
     if tenant_ids is not None:
-        plan = encode_plan(FanOut(spec, tenant_ids))
+        # A child is for its one tenant, whatever scope the tenants came from.
+        plan = encode_plan(FanOut(replace(spec, scope="tenant"), tenant_ids))
         return replace(spec, kind="fan_out", isolation="none", plan=plan)
     return replace(spec, sub_tenant_ids=msgspec.json.encode(below)) if below else spec
 

@@ -70,7 +70,7 @@ def _begin(db: sqlite3.Connection, now: float, turns: Turns, run_ids: Sequence[s
         db.execute(_BEGIN, (now, run_id))
         parent = _parent(db, run_id)
         if parent is not None and parent.spec.kind == "fan_out":
-            add(db, now, _children_of(parent.spec), turns)
+            _add_children(db, now, turns, run_id, _children_of(parent.spec))
             _count_live(db, run_id)
     advance_all(db, now, turns, dict.fromkeys(run_ids, 0))
 
@@ -128,6 +128,15 @@ def _children_of(spec: RunSpec) -> list[RunSpec]:
         _child(spec, plan.child, part=tenant_id, tenant_id=tenant_id, upstream=spec.upstream)
         for tenant_id in plan.tenant_ids
     ]
+
+
+def _add_children(db: sqlite3.Connection, now: float, turns: Turns, parent: str, specs: Sequence[RunSpec]) -> None:
+    """Add those that are not there yet; one whose id a stranger has, for anybody may choose it, gets another."""
+    if add(db, now, specs, turns) == len(specs):
+        return
+    owner = "SELECT parent_run_id FROM runs WHERE run_id = ?"
+    taken = [spec for spec in specs if db.execute(owner, (spec.run_id,)).fetchone()[0] != parent]
+    add(db, now, [replace(spec, run_id=child_run_id(parent, f"{spec.run_id} taken")) for spec in taken], turns)
 
 
 def _child(parent: RunSpec, template: RunSpec, *, part: str, **facts: Any) -> RunSpec:
@@ -188,7 +197,7 @@ def _advance_chain(
         # A space keeps it apart from the step whose name is the same but for it.
         part, due = f"{job} {tries[job] + 1}", now + planned[job].step.retry_delay_seconds
         specs.append(_child(parent.spec, planned[job].run, part=part, step=job, upstream=upstream, not_before=due))
-    add(db, now, specs, turns)
+    _add_children(db, now, turns, parent.spec.run_id, specs)
     return _chain_result(now, parent, plan, last) if moves.ended and not specs else None
 
 

@@ -297,3 +297,17 @@ async def test_tenants_take_turns_within_a_priority(make: Callable[[], Ledger]) 
         assert order[0] == "urgent"
         assert set(order) == {"urgent", "few1", "many3", "many4", "new"}
         assert order.index("new") < order.index("many4")
+
+
+async def test_an_id_that_a_stranger_took_costs_no_tenant(ledger: Ledger) -> None:
+    await ledger.submit([spec("p.a"), fan_out("p", "a", "b")])
+    leases = await claimed(ledger)
+    children = {lease.spec.tenant_id: lease for lease in leases.values() if lease.spec.parent_run_id == "p"}
+    assert sorted(children) == ["a", "b"]
+    await ledger.finish([(children["a"], good()), (children["b"], bad())])
+    await ledger.rerun("p")
+    again = await claimed(ledger)
+    assert [lease.spec.tenant_id for lease in again.values()] == ["b"]
+    await ledger.finish([(lease, good()) for lease in again.values()])
+    state, _, table = await result(ledger, "p")
+    assert (state, table["counts"]["completed"]) == (S.COMPLETED, 2)
