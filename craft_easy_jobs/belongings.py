@@ -20,6 +20,8 @@ _FORGET_EVERY = 512
 _TICKS = os.sysconf("SC_CLK_TCK")
 # All children that were started here, with the attempt that did; any other child is an orphan that came to us.
 _noted: dict[int, "Belongings | None"] = {}
+# The children of the thread that is about to fork; it holds the interpreter lock until it has.
+_before: list[int] = []
 
 
 class Belongings:
@@ -69,7 +71,7 @@ class Threads(ThreadPoolExecutor):
 
 def take_note() -> None:
     """Note every process that attempts start from now on."""
-    os.register_at_fork(after_in_parent=_forked)
+    os.register_at_fork(before=_forking, after_in_parent=_forked)
     import _posixsubprocess
 
     for module, name in ((subprocess, "_fork_exec"), (_posixsubprocess, "fork_exec"), (os, "posix_spawn")):
@@ -110,10 +112,33 @@ def _noting(start: Callable[..., int]) -> Callable[..., int]:
     return noted
 
 
+def _forking() -> None:
+    global _before
+    _before = _own_children()
+
+
 def _forked() -> None:
-    """os.fork, and the loop's own subprocesses: the youngest child of this thread is the one."""
-    with suppress(OSError, IndexError), open("/proc/thread-self/children", "rb") as file:
-        _note(int(file.read().split()[-1]))
+    """os.fork, and the loop's own subprocesses: the child of this thread that was not there before is the one.
+
+    Orphans may come to us just then; they are mostly of another session.
+    """
+    new = [pid for pid in _own_children() if pid not in _before]
+    ours = [pid for pid in new if _session(pid) == os.getsid(0)]
+    for pid in (ours or new)[:1]:
+        _note(pid)
+
+
+def _own_children() -> list[int]:
+    """Of this thread."""
+    with suppress(OSError), open("/proc/thread-self/children", "rb") as file:
+        return list(map(int, file.read().split()))
+    return []
+
+
+def _session(pid: int) -> int | None:
+    with suppress(OSError):
+        return os.getsid(pid)
+    return None
 
 
 def _note(pid: int) -> None:

@@ -1,4 +1,4 @@
-"""Submit, watch and cancel runs from Python, over the daemon's control socket or by dropping a request file."""
+"""Submit, watch, cancel and retry runs from Python, over the daemon's control socket or by dropping a request file."""
 
 import json
 import os
@@ -50,6 +50,14 @@ class Client:
         """The jobs that the daemon can run, sorted by name."""
         return list(self._daemon.call("GET", "/v1/jobs")["jobs"])
 
+    def chains(self) -> list[Document]:
+        """The chains that the daemon can run, sorted by name."""
+        return list(self._daemon.call("GET", "/v1/chains")["chains"])
+
+    def tenants(self) -> list[Document]:
+        """The daemon's tenants with their depth, each before those below it; ApiError 404 when it has no directory."""
+        return list(self._daemon.call("GET", "/v1/tenants")["tenants"])
+
     def stop(self) -> Document:
         """Go one rung down the daemon's stop ladder, as SIGTERM does."""
         return dict(self._daemon.call("POST", "/v1/stop"))
@@ -57,27 +65,33 @@ class Client:
     # -- asking for runs
     def submit(
         self,
-        job: str,
+        job: str | None = None,
         params: Mapping[str, Any] | None = None,
         *,
+        chain: str | None = None,
         tenant_id: str | None = None,
+        all_tenants: bool = False,
         priority: int = 0,
         not_before: "datetime | str | None" = None,
         run_id: str | None = None,
         validate: bool = True,
         spool: Spool = "never",
     ) -> str:
-        """Ask for a run and return its run_id; it is durable when this returns.
+        """Ask for a run of a job or a chain and return its run_id; it is durable when this returns.
 
         Args:
+            chain: instead of a job.
+            all_tenants: run once for each active tenant; for jobs that are `per_tenant`, and chains of such.
             not_before: when it may start; a datetime with its time zone, or RFC 3339.
             run_id: makes the call safe to repeat: an id that was used before is refused (ApiError 409).
             spool: `auto` drops a request file when the daemon does not answer, `always` never asks the daemon.
         """
         request = {
             "job": job,
+            "chain": chain,
             "params": dict(params or {}),
             "tenant_id": tenant_id,
+            "all_tenants": all_tenants,
             "priority": priority,
             "not_before": not_before if not_before is None or isinstance(not_before, str) else not_before.isoformat(),
             "run_id": run_id or _new_run_id(),
@@ -164,6 +178,13 @@ class Client:
         """
         answer = self._daemon.call("POST", _run_path(run_id, "/cancel"), body=_encode({"force": force}))
         return str(answer["state"])
+
+    def retry(self, run_id: str) -> str:
+        """Run a failed run again; of a run with children only those that failed. Returns the state it is in after.
+
+        A chain goes on at its failed steps. A run that has not failed is refused (ApiError 409).
+        """
+        return str(self._daemon.call("POST", _run_path(run_id, "/retry"))["state"])
 
     def logs(self, run_id: str, follow: bool = False) -> "Iterator[LogEntry]":
         """The run's log entries; `follow` goes on until the run has ended."""

@@ -141,6 +141,11 @@ def call_directory(place: str) -> TenantDirectory:
         raise TenantError(None, f"tenants of {place}: {describe(error)}") from error
 
 
+def list_tenants(place: str) -> list[Tenant]:
+    """The tenants of `call_directory`, checked, parents before their children."""
+    return [tenant for _, tenant in call_directory(place).tree()]
+
+
 def fan_out(
     options: JobOptions, tenant_id: str | None, all_tenants: bool, directory: TenantDirectory | None
 ) -> list[str] | None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
+from craft_easy_jobs.chaining import Chain
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.scopes import Scope
+from craft_easy_jobs.tenants import Tenant
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,6 +38,7 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     scope: Scope
     sub_tenant_ids: list[str]
     validate: bool = False
+    upstream: bytes = b"{}"
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
@@ -56,15 +59,27 @@ class Quit(msgspec.Struct, frozen=True, array_like=True, tag="quit"):
     """Supervisor → worker: no more attempts will come; exit when the last has ended."""
 
 
+class AskTenants(msgspec.Struct, frozen=True, array_like=True, tag="ask_tenants"):
+    """Supervisor → worker: call the tenants callable again, and answer with Tenants."""
+
+
+class Tenants(msgspec.Struct, frozen=True, array_like=True, tag="tenants"):
+    """Worker → supervisor: what the tenants callable returned, or why it is no directory."""
+
+    tenants: list[Tenant] = []
+    error: str | None = None
+
+
 class Catalogue(msgspec.Struct, frozen=True, array_like=True, tag="catalogue"):
     """Worker → supervisor, first of all: the jobs and chains it can run, or why its modules cannot be imported.
 
-    `chains`: name → the steps' job names, for checks.
+    `tenants`: what the callable of the settings returned, None when there is none.
     """
 
     jobs: list[JobOptions]
-    chains: dict[str, list[str]] = {}
+    chains: dict[str, Chain] = {}
     code_version: str | None = None
+    tenants: list[Tenant] | None = None
     error: str | None = None
 
 
@@ -108,8 +123,8 @@ class Beat(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
     busy: int
 
 
-ToWorker: TypeAlias = Start | Stop | Cancel | Quit
-ToSupervisor: TypeAlias = Catalogue | Entries | Outcome | Beat
+ToWorker: TypeAlias = Start | Stop | Cancel | Quit | AskTenants
+ToSupervisor: TypeAlias = Catalogue | Entries | Outcome | Beat | Tenants
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -24,6 +24,7 @@ from craft_easy_jobs.errors import CraftEasyJobsError
 from craft_easy_jobs.loading import code_version, load_jobs
 from craft_easy_jobs.orphans import adopt_orphans, enter_cgroup, keep_reaping
 from craft_easy_jobs.params import ParamsValidator, compile_params
+from craft_easy_jobs.tenants import list_tenants
 from craft_easy_jobs.wire import Catalogue, pack
 from craft_easy_jobs.workload import Bounds, Workload, lose_supervisor
 
@@ -46,13 +47,20 @@ def main() -> None:
         os.set_inheritable(options.stack, False)
         show_stack_on_signal(options.stack)
     take_note()
-    catalogue, validators = load(options.jobs)
+    catalogue, validators = load(options.jobs, options.tenants)
     sock.sendall(pack([catalogue]))
     if catalogue.error is not None:
         sys.exit(EX_CONFIG)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        bounds = Bounds(options.max_log_bytes, options.max_result_bytes)
-        workload = Workload(runner.get_loop(), sock, validators, board, slots=options.slots, bounds=bounds)
+        workload = Workload(
+            runner.get_loop(),
+            sock,
+            validators,
+            board,
+            slots=options.slots,
+            bounds=Bounds(options.max_log_bytes, options.max_result_bytes),
+            tenants=options.tenants,
+        )
         workload.loop.set_default_executor(Threads(thread_name_prefix="asyncio"))
         keep_reaping(workload.loop)
         while not workload.finished:
@@ -61,16 +69,17 @@ def main() -> None:
                 workload.loop.run_forever()
 
 
-def load(modules: Sequence[str]) -> tuple[Catalogue, dict[str, ParamsValidator]]:
+def load(modules: Sequence[str], tenants: str | None = None) -> tuple[Catalogue, dict[str, ParamsValidator]]:
     """Import the modules of jobs; what is wrong with them is in the catalogue's `error`."""
     try:
         load_jobs(modules)
         jobs = [definition.options for definition in registry.values()]
+        listed = list_tenants(tenants) if tenants else None
         validators = {job.name: compile_params(job.name, job.params_schema) for job in jobs if job.params_schema}
     except CraftEasyJobsError as error:
         return Catalogue(jobs=[], error=str(error)), {}
-    steps = {name: [step.job for step in chain.steps] for name, chain in chains.items()}
-    return Catalogue(jobs=jobs, chains=steps, code_version=code_version(modules)), validators
+    version = code_version(modules)
+    return Catalogue(jobs=jobs, chains=dict(chains), code_version=version, tenants=listed), validators
 
 
 def _options() -> argparse.Namespace:
@@ -78,6 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fd", type=int, required=True, help="socket to the supervisor")
     parser.add_argument("--parent", type=int, required=True, help="the supervisor's pid")
     parser.add_argument("--slots", type=int, default=1, help="attempts side by side")
+    parser.add_argument("--tenants", help="module:name of a callable that lists them")
     parser.add_argument("--max-log-bytes", type=int, default=Bounds().log_bytes, help="of one attempt")
     parser.add_argument("--max-result-bytes", type=int, default=Bounds().result_bytes, help="of one attempt")
     parser.add_argument("--board", type=int, default=-1, help="file for the mark of the attempt whose turn it is")

@@ -17,11 +17,24 @@ from craft_easy_jobs.belongings import Belongings
 from craft_easy_jobs.board import Board, Mark
 from craft_easy_jobs.context import JobContext
 from craft_easy_jobs.definition import JobDefinition, registry
-from craft_easy_jobs.errors import ParamProblem, ParamsError, ResultValueError, UnknownJobError
+from craft_easy_jobs.errors import ParamProblem, ParamsError, ResultValueError, TenantError, UnknownJobError
 from craft_easy_jobs.failures import describe
 from craft_easy_jobs.model import LogEntry, encode_value
 from craft_easy_jobs.params import ParamsValidator
-from craft_easy_jobs.wire import BEAT_SECONDS, Beat, Cancel, Entries, Link, Outcome, Quit, Start, Stop, ToWorker
+from craft_easy_jobs.tenants import list_tenants
+from craft_easy_jobs.wire import (
+    BEAT_SECONDS,
+    AskTenants,
+    Beat,
+    Cancel,
+    Entries,
+    Link,
+    Outcome,
+    Quit,
+    Start,
+    Tenants,
+    ToWorker,
+)
 
 MAX_ERROR_CHARACTERS = 10_000
 EX_UNAVAILABLE = 69
@@ -58,11 +71,13 @@ class Workload:
         *,
         slots: int,
         bounds: Bounds = Bounds(),  # noqa: B008 (immutable)
+        tenants: str | None = None,
     ) -> None:
         self.loop = loop
         self.thread = get_ident()
         self.measured = slots == 1
         self.bounds = bounds
+        self._tenants = tenants
         self.finished = False
         self._validators = validators
         self._board = board
@@ -107,10 +122,12 @@ class Workload:
                 self._link.send(entries)
         self._speakers.clear()
 
-    def _received(self, frame: list[Start | Stop | Cancel | Quit]) -> None:
+    def _received(self, frame: list[ToWorker]) -> None:
         for message in frame:
             if isinstance(message, Start):
                 self._start(message)
+            elif isinstance(message, AskTenants):
+                self.loop.run_in_executor(None, self._list_tenants)
             elif isinstance(message, Quit):
                 self._quitting = True
                 self._finish_if_idle()
@@ -129,6 +146,14 @@ class Workload:
             attempt = self._attempts[start.run_id, start.token] = Attempt(self, start, definition, params)
             work, context = self._board.marked(attempt.carry_out(), Mark(start.run_id, start.token))
             attempt.task = self.loop.create_task(work, name=start.run_id, context=context)
+
+    def _list_tenants(self) -> None:
+        """In a thread: the callable may ask a database."""
+        try:
+            answer = Tenants(list_tenants(self._tenants or ""))
+        except TenantError as error:
+            answer = Tenants(error=str(error))
+        self.loop.call_soon_threadsafe(self._link.send, answer)
 
     def _params(self, start: Start) -> dict[str, Any]:
         try:
@@ -170,6 +195,7 @@ class Attempt:
             start.scope,
             start.sub_tenant_ids,
             attempt=start.attempt,
+            upstream=msgspec.json.decode(start.upstream),
             emit=self._emit,
         )
         self._context.catch_up = workload.catch_up

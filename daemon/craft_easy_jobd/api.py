@@ -12,6 +12,7 @@ from craft_easy_jobd.documents import (
     MAX_PAGE,
     Accepted,
     CancelBody,
+    ChainsPage,
     JobsPage,
     LogsQuery,
     Problem,
@@ -20,16 +21,19 @@ from craft_easy_jobd.documents import (
     RunsPage,
     RunsQuery,
     Stopping,
+    TenantsPage,
+    chains_page,
     problem,
     read_body,
     read_query,
     run_document,
+    tenants_page,
 )
 from craft_easy_jobd.ledger import Ended, Run, Submitted
 from craft_easy_jobd.openapi import JSON, LINES, PROBLEM, Route, openapi_document
 from craft_easy_jobd.operations import Operations
 from craft_easy_jobd.results import job_result
-from craft_easy_jobd.states import FINAL
+from craft_easy_jobd.states import FINAL, RunState
 from craft_easy_jobd.status import Status
 from craft_easy_jobs.errors import ApiError, RequestError
 from craft_easy_jobs.model import JobResult, LogEntry, Request, decode_request, encode_result
@@ -43,6 +47,8 @@ HEARTBEAT_SECONDS = 5.0
 
 REQUESTED_BY = web.RequestKey("requested_by", str)
 
+# A run that has failed is in one of these after a retry; so is one that was retried before.
+_GOES_ON = (RunState.QUEUED, RunState.RUNNING)
 _SUBMITTED = (Accepted, [(Accepted, Problem)])
 _JSON_SPACE = b" \t\r\n"
 _items = msgspec.json.Decoder(list[msgspec.Raw])
@@ -58,12 +64,15 @@ class Api:
         self.routes = (
             Route("GET", "/v1/status", self.status, Status),
             Route("GET", "/v1/jobs", self.jobs, JobsPage),
+            Route("GET", "/v1/chains", self.chains, ChainsPage),
+            Route("GET", "/v1/tenants", self.tenants, TenantsPage),
             Route("GET", "/v1/runs", self.runs, RunsPage, query=RunsQuery),
             Route("POST", "/v1/runs", self.submit, _SUBMITTED, 202, body=(Request, [Request])),
             Route("GET", "/v1/runs/{run_id}", self.run, RunDocument, query=RunQuery),
             Route("GET", "/v1/runs/{run_id}/result", self.result, JobResult),
             Route("GET", "/v1/runs/{run_id}/logs", self.logs, LogEntry, query=LogsQuery, media=LINES),
             Route("POST", "/v1/runs/{run_id}/cancel", self.cancel, Accepted, body=CancelBody),
+            Route("POST", "/v1/runs/{run_id}/retry", self.retry, Accepted),
             Route("POST", "/v1/stop", self.stop, Stopping, 202),
             Route("GET", "/openapi.json", self.openapi, dict[str, Any]),
         )
@@ -75,6 +84,20 @@ class Api:
     async def jobs(self, request: web.Request) -> web.Response:
         """The jobs that the daemon can run."""
         return answer(JobsPage(list(self._operations.jobs())))
+
+    async def chains(self, request: web.Request) -> web.Response:
+        """The chains that the daemon can run."""
+        return answer(chains_page(self._operations.chains()))
+
+    async def tenants(self, request: web.Request) -> web.Response:
+        """The tenants that the daemon knows."""
+        directory = self._operations.tenants()
+        if directory is not None:
+            return answer(tenants_page(directory))
+        place = self._operations.settings.tenants
+        if place is None:
+            raise ApiError(404, "no tenant directory is configured; name one in the setting 'tenants'")
+        raise ApiError(503, f"the tenants of {place} are not known yet; ask again, or see the daemon's log")
 
     async def runs(self, request: web.Request) -> web.Response:
         """Runs, newest first, page by page."""
@@ -146,6 +169,16 @@ class Api:
         state = await self._operations.cancel(run_id, force=body.force)
         if state is None:
             raise _no_such_run(run_id)
+        return answer(Accepted(run_id, state))
+
+    async def retry(self, request: web.Request) -> web.Response:
+        """Run a failed run again; of a run with children only those that failed. Answers the state it is in after."""
+        run_id = request.match_info["run_id"]
+        state = await self._operations.retry(run_id)
+        if state is None:
+            raise _no_such_run(run_id)
+        if state not in _GOES_ON:
+            raise ApiError(409, f"run {run_id} is {state}; only a run that has failed can be run again")
         return answer(Accepted(run_id, state))
 
     async def stop(self, request: web.Request) -> web.Response:

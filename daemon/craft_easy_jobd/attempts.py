@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from craft_easy_jobd.ledger import Lease
 from craft_easy_jobd.pool import Worker
 from craft_easy_jobd.states import RunState
@@ -106,7 +108,8 @@ class Attempts:
             params=spec.params,
             tenant_id=spec.tenant_id,
             scope=spec.scope,
-            sub_tenant_ids=[],
+            sub_tenant_ids=msgspec.json.decode(spec.sub_tenant_ids) if spec.sub_tenant_ids else [],
+            upstream=spec.upstream or b"{}",
         )
         worker.send(message)
 

@@ -12,7 +12,7 @@ import click
 
 from craft_easy_jobd import rendering
 from craft_easy_jobs.client import Client
-from craft_easy_jobs.errors import RequestError
+from craft_easy_jobs.errors import ApiError, CraftEasyJobsError, RequestError
 
 if TYPE_CHECKING:
     from craft_easy_jobs.client import Spool
@@ -60,8 +60,30 @@ def jobs_command(client: Client, as_json: bool) -> None:
 
 
 @_command
-@click.argument("job")
+def chains_command(client: Client, as_json: bool) -> None:
+    """Show the chains that the daemon can run, each with its steps."""
+    chains = client.chains()
+    click.echo(json.dumps(chains) if as_json else "\n\n".join(map(rendering.chain_text, chains)))
+
+
+@_command
+def tenants_command(client: Client, as_json: bool) -> None:
+    """Show the tenants that the daemon knows, as a tree."""
+    try:
+        tenants = client.tenants()
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        # Not an ApiError: its exit code would say that there is no such run.
+        raise CraftEasyJobsError(str(error)) from None
+    click.echo(json.dumps(tenants) if as_json else rendering.tenants_tree(tenants))
+
+
+@_command
+@click.argument("job", required=False)
+@click.option("--chain", metavar="NAME", help="Run this chain instead of a job.")
 @click.option("--tenant-id", metavar="ID", help="The tenant to run for.")
+@click.option("--all-tenants", is_flag=True, default=False, help="Run once for each active tenant.")
 @click.option("--params", "source", metavar="JSON|@FILE|-", help="Parameters: a JSON object, a file, or stdin.")
 @click.option("-p", "pairs", multiple=True, metavar="KEY=VALUE", help="One parameter; JSON if it parses. Repeatable.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher ones start first.")
@@ -79,7 +101,8 @@ def jobs_command(client: Client, as_json: bool) -> None:
 )
 def submit_command(
     client: Client,
-    job: str,
+    job: str | None,
+    chain: str | None,
     source: str | None,
     pairs: tuple[str, ...],
     no_validate: bool,
@@ -89,14 +112,16 @@ def submit_command(
     spool: "Spool",
     **request: Any,
 ) -> int:
-    """Ask for a run of JOB and print its run_id; it is durable once printed."""
+    """Ask for a run of JOB, or of a chain, and print its run_id; it is durable once printed."""
     from craft_easy_jobs.arguments import read_params
 
+    if (job is None) == (chain is None):
+        raise click.UsageError("give exactly one of JOB and --chain NAME")
     try:
         params = read_params(source, pairs)
     except RequestError as error:
         raise click.UsageError(str(error)) from None
-    run_id = client.submit(job, params, validate=not no_validate, spool=spool, **request)
+    run_id = client.submit(job, params, chain=chain, validate=not no_validate, spool=spool, **request)
     if not waits or print_id:
         click.echo(json.dumps({"run_id": run_id}) if as_json else run_id)
     if not waits and not (print_id or as_json):
@@ -124,9 +149,15 @@ def list_command(client: Client, as_json: bool, **filters: Any) -> None:
 @_command
 @click.argument("run_id", metavar="RUN")
 def show_command(client: Client, run_id: str, as_json: bool) -> None:
-    """Show all that is known of a run."""
+    """Show all that is known of a run; of a fan-out or a chain also where its tenants or steps are."""
     run = client.get(run_id)
-    click.echo(json.dumps(run) if as_json else rendering.run_text(run))
+    if run["kind"] == "job":
+        click.echo(json.dumps(run) if as_json else rendering.run_text(run))
+        return
+    # The result has them all once there is one.
+    live = () if run["result"] else client.runs(parent=run_id, limit=None)
+    children = rendering.children_of(run, live)
+    click.echo(json.dumps({**run, "children": children}) if as_json else rendering.family_text(run, children))
 
 
 @_command
@@ -160,8 +191,25 @@ def wait_command(client: Client, run_ids: tuple[str, ...], timeout: float | None
 def cancel_command(client: Client, run_ids: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Ask runs to stop; prints the state that each is in after that."""
     for run_id in run_ids:
-        state = client.cancel(run_id, force)
-        click.echo(json.dumps({"run_id": run_id, "state": state}) if as_json else f"{rendering.plain(run_id)}  {state}")
+        _show_state(run_id, client.cancel(run_id, force), as_json)
+
+
+@_command
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@click.option(
+    "--failed",
+    is_flag=True,
+    default=False,
+    expose_value=False,
+    help="Of a run with children only those that failed; so it is without this, too.",
+)
+def retry_command(client: Client, run_ids: tuple[str, ...], as_json: bool) -> None:
+    """Run failed runs again; prints the state that each is in after that.
+
+    Of a fan-out the tenants that failed are run again; a chain goes on at its failed steps.
+    """
+    for run_id in run_ids:
+        _show_state(run_id, client.retry(run_id), as_json)
 
 
 @_command
@@ -179,6 +227,10 @@ def stop_command(client: Client, waits: bool, timeout: float | None, as_json: bo
     finally:
         os.close(process)
     click.echo(json.dumps(answer) if as_json else f"{'stopped' if waits else answer['state']}")
+
+
+def _show_state(run_id: str, state: str, as_json: bool) -> None:
+    click.echo(json.dumps({"run_id": run_id, "state": state}) if as_json else f"{rendering.plain(run_id)}  {state}")
 
 
 def _show_result(result: "JobResult", as_json: bool) -> None:

@@ -1,19 +1,21 @@
 """The JSON shapes of the control API: what it takes and what it answers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar, get_origin
 
 import msgspec
 
-from craft_easy_jobd.ledger import Run
+from craft_easy_jobd.ledger import Kind, Run, decode_chain
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import DaemonState
+from craft_easy_jobs.chaining import Chain, ChainStep
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import ApiError, RequestError
 from craft_easy_jobs.model import timestamp
 from craft_easy_jobs.scopes import Scope
+from craft_easy_jobs.tenants import TenantDirectory
 
 MAX_WAIT_SECONDS = 60
 MAX_PAGE = 1000
@@ -27,10 +29,16 @@ Body = TypeVar("Body")
 
 
 class RunDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """A run. Times are RFC 3339 in UTC; `params` and `result` are the JSON values that were given and returned."""
+    """A run. Times are RFC 3339 in UTC; `params` and `result` are the JSON values that were given and returned.
+
+    `job` of a chain's run is the chain's name, and `steps` are its steps as they were admitted; null for other kinds.
+    `step`: the step of the chain above that this run is.
+    """
 
     run_id: str
+    kind: Kind
     job: str
+    step: str | None
     state: RunState
     reason: str | None
     tenant_id: str | None
@@ -52,6 +60,7 @@ class RunDocument(msgspec.Struct, frozen=True, kw_only=True):
     warnings: int
     log_count: int
     parent_run_id: str | None
+    steps: list[ChainStep] | None
     published: bool
 
 
@@ -66,6 +75,36 @@ class JobsPage(msgspec.Struct, frozen=True):
     """The catalogue, sorted by name."""
 
     jobs: list[JobOptions]
+
+
+class TenantDocument(msgspec.Struct, frozen=True):
+    """A tenant; `depth` is 0 at a root."""
+
+    id: str
+    depth: int
+    parent: str | None
+    active: bool
+    name: str
+
+
+class TenantsPage(msgspec.Struct, frozen=True):
+    """The tenant directory as a tree: each tenant comes before those below it, siblings are sorted by id."""
+
+    tenants: list[TenantDocument]
+
+
+class ChainDocument(msgspec.Struct, frozen=True):
+    """A chain as it was declared."""
+
+    name: str
+    description: str
+    steps: list[ChainStep]
+
+
+class ChainsPage(msgspec.Struct, frozen=True):
+    """The chains, sorted by name."""
+
+    chains: list[ChainDocument]
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -128,7 +167,9 @@ def run_document(run: Run) -> RunDocument:
     started_at = result.started_at if result else run.started_at
     return RunDocument(
         run_id=spec.run_id,
+        kind=spec.kind,
         job=spec.job,
+        step=spec.step,
         state=run.state,
         reason=run.reason,
         tenant_id=spec.tenant_id,
@@ -150,8 +191,24 @@ def run_document(run: Run) -> RunDocument:
         warnings=run.warnings,
         log_count=run.log_count,
         parent_run_id=spec.parent_run_id,
+        steps=[planned.step for planned in decode_chain(spec.plan or b"").steps] if spec.kind == "chain" else None,
         published=run.published,
     )
+
+
+def tenants_page(directory: TenantDirectory) -> TenantsPage:
+    """The directory as the API shows it."""
+    return TenantsPage(
+        [
+            TenantDocument(tenant.id, depth, tenant.parent, tenant.active, tenant.name)
+            for depth, tenant in directory.tree()
+        ]
+    )
+
+
+def chains_page(chains: Sequence[Chain]) -> ChainsPage:
+    """The chains as the API shows them: where the author's file lies is left out."""
+    return ChainsPage([ChainDocument(chain.name, chain.description, list(chain.steps)) for chain in chains])
 
 
 def problem(error: ApiError | RequestError) -> Problem:

@@ -3,7 +3,7 @@
 from craft_easy_jobs.errors import CraftEasyJobsError
 
 # sysexits.h: systemd shows these words, and the unit restarts on some of them only.
-EX_USAGE, EX_UNAVAILABLE, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = 64, 69, 73, 74, 75, 77, 78
+EX_SOFTWARE, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_CONFIG = 70, 73, 74, 75, 78
 
 
 class SettingsError(CraftEasyJobsError):
@@ -44,3 +44,9 @@ class FolderError(CraftEasyJobsError):
     """A folder of the daemon cannot be made, read or written; the text names it."""
 
     exit_code = EX_CANTCREAT
+
+
+class InternalError(CraftEasyJobsError):
+    """A defect of the daemon; the next start recovers what was under way."""
+
+    exit_code = EX_SOFTWARE

@@ -7,34 +7,72 @@ without awaiting in between admit and start a run with one fsync. Times are Unix
 
 from asyncio import Future
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.states import RunState
+from craft_easy_jobs.chaining import ChainStep
 from craft_easy_jobs.definition import Isolation, OnInterrupt
 from craft_easy_jobs.scopes import Scope
+
+Kind = Literal["job", "fan_out", "chain"]
+# Runs that have children take no slot.
+Lane = Isolation | Literal["none"]
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A run as admitted: all that is needed to carry it out, whatever becomes of the request file.
 
-    `params` is a JSON object as bytes. `isolation` and `on_interrupt` are the job's at the time of admission.
+    `params` is a JSON object as bytes. `isolation` and `on_interrupt` are the job's at the time of admission. A run of
+    another kind than `job` has a `plan` for its children and the isolation `none`; its job is the job of its children,
+    or the chain's name. `step`: the step of the chain that this child is. `sub_tenant_ids` and `upstream` are what the
+    context gets, as JSON; None: empty.
     """
 
     run_id: str
     job: str
+    kind: Kind = "job"
     params: bytes = b"{}"
     tenant_id: str | None = None
     scope: Scope = "tenant"
     priority: int = 0
     not_before: float | None = None
-    isolation: Isolation = "shared"
+    isolation: Lane = "shared"
     on_interrupt: OnInterrupt = "retry"
     validate: bool = True
     requested_by: str | None = None
     parent_run_id: str | None = None
+    step: str | None = None
+    sub_tenant_ids: bytes | None = None
+    upstream: bytes | None = None
+    plan: bytes | None = None
+
+
+class FanOut(msgspec.Struct, frozen=True):
+    """The plan of a run with one child for each tenant."""
+
+    child: RunSpec
+    tenant_ids: list[str]
+
+
+class PlannedStep(msgspec.Struct, frozen=True):
+    """A step of a chain, and its run as admitted: a job, or a fan-out with a plan of its own."""
+
+    step: ChainStep
+    run: RunSpec
+
+
+class ChainPlan(msgspec.Struct, frozen=True):
+    """The plan of a run with one child for each step that was started."""
+
+    steps: list[PlannedStep]
+
+
+encode_plan = msgspec.msgpack.Encoder().encode
+decode_fan_out = msgspec.msgpack.Decoder(FanOut).decode
+decode_chain = msgspec.msgpack.Decoder(ChainPlan).decode
 
 
 class Submitted(NamedTuple):
@@ -92,6 +130,13 @@ class Again(NamedTuple):
     delay_seconds: float | None = None
     interrupted: bool = False
     isolation: Isolation | None = None
+
+
+class Cancelled(NamedTuple):
+    """Answer to a cancel: the run's state after it, and the runs whose attempts are to be stopped now."""
+
+    state: RunState
+    stopping: Sequence[str]
 
 
 class LogChunk(NamedTuple):
@@ -162,10 +207,16 @@ class Ledger(Protocol):
     def submit(self, specs: Sequence[RunSpec]) -> Future[list[Submitted]]:
         """Add runs as `queued`, or `scheduled` when `not_before` lies ahead; idempotent by run_id."""
 
-    def cancel(self, run_id: str) -> Future[RunState | None]:
+    def cancel(self, run_id: str) -> Future[Cancelled | None]:
         """End a waiting run as `failed`/`cancelled`; mark an active one `stopping`; leave a final one alone.
 
-        Returns the state after it, None when there is no such run.
+        The same for all that are below it. None when there is no such run.
+        """
+
+    def rerun(self, run_id: str) -> Future[RunState | None]:
+        """Put a failed run back to `queued`; of a run with children those that failed, and of all above it itself.
+
+        Leaves a run alone that has not failed. Returns the state after it, None when there is no such run.
         """
 
     async def get(self, run_id: str) -> Run | None: ...
@@ -190,13 +241,21 @@ class Ledger(Protocol):
 
     # -- the host that executes
     def claim(self, n: int, *, isolation: Isolation = "shared") -> Future[list[Lease]]:
-        """Give out up to n runs that may start now: highest priority first, then oldest. They become `running`."""
+        """Give out up to n runs that may start now; they become `running`.
+
+        Highest priority first; within a priority tenants take turns, each with its oldest run. Runs with children
+        that may start now get their children first.
+        """
 
     def log(self, chunks: Sequence[LogChunk]) -> Future[None]:
         """Append log entries; those with an old token are dropped."""
 
     def finish(self, results: Sequence[tuple[Lease, Result]], *, then: Sequence[RunSpec] = ()) -> Future[list[bool]]:
-        """End runs, and submit their successors in the same transaction. False: fenced, nothing written for it."""
+        """End runs, and submit their successors in the same transaction. False: fenced, nothing written for it.
+
+        What follows for the runs above them is done in that transaction, too: next steps start, and a run whose last
+        child ended ends.
+        """
 
     def retry(self, again: Sequence[Again]) -> Future[list[bool]]:
         """Put runs back for their next attempt. False: fenced, nothing written for it."""
@@ -215,5 +274,5 @@ class Ledger(Protocol):
         May return fewer than `limit` when their logs are large; none only when none is left.
         """
 
-    def mark_published(self, seqs: Sequence[int]) -> Future[None]:
-        """These runs' result files are durable."""
+    def mark_published(self, ended: Sequence[Run]) -> Future[None]:
+        """The result files of these runs, as they were read, are durable; of one that was put back since: no change."""

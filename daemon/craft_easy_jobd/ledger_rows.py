@@ -20,7 +20,7 @@ _COLUMNS = (
     *dict.fromkeys((*SPEC, *_OWN, *RESULT)),
     f"{_LAST_CHUNK.format('upto')} AS log_count",
     f"{_LAST_CHUNK.format('warnings')} AS warnings",
-    f"(NOT {LIVE} AND runs.seq NOT IN unpublished) AS published",
+    f"(NOT {LIVE} AND runs.seq NOT IN (SELECT seq FROM unpublished)) AS published",  # noqa: S608
 )
 SELECT_RUNS = f"SELECT {', '.join(_COLUMNS)} FROM runs"  # noqa: S608
 

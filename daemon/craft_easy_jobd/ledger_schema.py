@@ -44,9 +44,12 @@ CREATE TABLE runs (
     seq INTEGER PRIMARY KEY,
     run_id TEXT NOT NULL UNIQUE,
     state INTEGER NOT NULL,
+    turn INTEGER NOT NULL DEFAULT 0,
     job TEXT NOT NULL,
+    kind TEXT NOT NULL,
     tenant_id TEXT,
     parent_run_id TEXT,
+    step TEXT,
     scope TEXT NOT NULL,
     isolation TEXT NOT NULL,
     on_interrupt TEXT NOT NULL,
@@ -70,9 +73,12 @@ CREATE TABLE runs (
     reason TEXT,
     error TEXT,
     params BLOB NOT NULL,
+    sub_tenant_ids BLOB,
+    upstream BLOB,
+    plan BLOB,
     result BLOB
 ) STRICT;
-CREATE INDEX runs_live ON runs (state, isolation, priority DESC, seq) WHERE {LIVE};
+CREATE INDEX runs_live ON runs (state, isolation, priority DESC, turn, seq) WHERE {LIVE};
 CREATE INDEX runs_due ON runs (next_at) WHERE {DUE};
 CREATE INDEX runs_failed ON runs (seq) WHERE {state_is(RunState.FAILED)};
 CREATE INDEX runs_job ON runs (job);
@@ -88,7 +94,11 @@ CREATE TABLE log (
     PRIMARY KEY (seq, upto)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE unpublished (seq INTEGER PRIMARY KEY) STRICT;
+-- `token`: of the end that is to be published; a run that is put back and ends again has another one.
+CREATE TABLE unpublished (seq INTEGER PRIMARY KEY, token INTEGER NOT NULL) STRICT;
+
+-- How many children of a fan-out have not ended, so that its last child knows that it is the last.
+CREATE TABLE fan_outs (run_id TEXT PRIMARY KEY, live INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
 CREATE TABLE counts (state INTEGER PRIMARY KEY, runs INTEGER NOT NULL) STRICT;
 INSERT INTO counts VALUES {", ".join(f"({code}, 0)" for code in STATES)};
@@ -101,7 +111,10 @@ CREATE TRIGGER run_moved AFTER UPDATE OF state ON runs BEGIN
     UPDATE counts SET runs = runs + 1 WHERE state = NEW.state;
 END;
 CREATE TRIGGER run_ended AFTER UPDATE OF state ON runs WHEN NOT NEW.{LIVE} BEGIN
-    INSERT INTO unpublished VALUES (NEW.seq);
+    INSERT OR REPLACE INTO unpublished VALUES (NEW.seq, NEW.token);
+END;
+CREATE TRIGGER run_reopened AFTER UPDATE OF state ON runs WHEN NEW.{LIVE} AND NOT OLD.{LIVE} BEGIN
+    DELETE FROM unpublished WHERE seq = NEW.seq;
 END;
 """  # noqa: S608
 

@@ -1,36 +1,27 @@
 """All that changes the ledger: one function an operation, each called within a transaction of the writing thread."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 
-from msgspec.structs import astuple
-
+from craft_easy_jobd import ledger_families as families
 from craft_easy_jobd.interruptions import after_interruption
-from craft_easy_jobd.ledger import Again, Lease, LogChunk, Result, RunSpec, Submitted
-from craft_easy_jobd.ledger_rows import LEASE, RESULT, SPEC, lease_of
+from craft_easy_jobd.ledger import Again, Cancelled, Lease, LogChunk, Result, Run, RunSpec, Submitted
+from craft_easy_jobd.ledger_moves import LEASED, add, end, end_waiting, failed, reopen, state_at
+from craft_easy_jobd.ledger_rows import LEASE, SPEC, lease_of
 from craft_easy_jobd.ledger_schema import CODES, DUE, LIVE, STATES, TIMED, move, state_is
-from craft_easy_jobd.states import ACTIVE, FINAL, WAITING, RunState
+from craft_easy_jobd.states import ACTIVE, WAITING, RunState
+from craft_easy_jobd.turns import Turns
 from craft_easy_jobs.definition import Isolation
 
-# Every value is bound; what is put into the text are our own column names and numbers.
-_ADD = (
-    f"INSERT INTO runs ({', '.join(SPEC)}, requested_at, state, next_at) "  # noqa: S608
-    f"VALUES ({', '.join('?' * len(SPEC))}, ?, ?, ?) ON CONFLICT (run_id) DO NOTHING"
-)
-_LEASED = "run_id = ? AND token = ?"
 _WAKE = move(RunState.QUEUED, "next_at = NULL", "next_at <= ?", among=TIMED)
 _NEXT = (
-    f"SELECT seq FROM runs WHERE {LIVE} AND {state_is(RunState.QUEUED)} AND isolation = ? "  # noqa: S608
-    "ORDER BY priority DESC, seq LIMIT ?"
+    f"SELECT seq FROM runs WHERE {LIVE} AND state = {CODES[RunState.QUEUED]} AND isolation = ? "  # noqa: S608
+    "ORDER BY priority DESC, turn, seq LIMIT ?"
 )
 _START = "token = token + 1, attempt = attempt + 1, started_at = coalesce(started_at, ?)"
-_RETURNING = f" RETURNING -priority, seq, {', '.join((*LEASE, *SPEC))}"
+_RETURNING = f" RETURNING -priority, turn, seq, {', '.join((*LEASE, *SPEC))}"
 _CLAIM = move(RunState.RUNNING, _START, f"seq IN ({_NEXT})") + _RETURNING
-# A run began with its first attempt, whichever attempt ends it.
-_SOURCES = {**dict.fromkeys(RESULT, "?"), "started_at": "coalesce(started_at, ?)"}
-_RESULT_IS = ", ".join(("next_at = NULL", *(f"{name} = {source}" for name, source in _SOURCES.items())))
-_END_ACTIVE = {state: move(state, _RESULT_IS, _LEASED, among=ACTIVE) for state in FINAL}
-_END_WAITING = move(RunState.FAILED, _RESULT_IS, _LEASED, among=WAITING)
 _STOP = move(RunState.STOPPING, "cancel_requested = 1", "run_id = ?")
 # A lease ends with its attempt: a waiting run is not put back a second time, though its token is still the last one.
 _AGAIN = {
@@ -38,7 +29,7 @@ _AGAIN = {
         state,
         "reason = ?, error = ?, next_at = ?, failures = failures + ?, interruptions = interruptions + ?, "
         "isolation = coalesce(?, isolation)",
-        _LEASED,
+        LEASED,
         among=ACTIVE,
     )
     for state in (RunState.QUEUED, RunState.RETRYING)
@@ -46,28 +37,19 @@ _AGAIN = {
 _TOTAL = "coalesce((SELECT {0} FROM log WHERE log.seq = runs.seq ORDER BY upto DESC LIMIT 1), 0) + ?"
 _LOG = (
     f"INSERT INTO log SELECT seq, {_TOTAL.format('upto')}, {_TOTAL.format('warnings')}, ? FROM runs "  # noqa: S608
-    f"WHERE {_LEASED} AND {state_is(*ACTIVE)}"
+    f"WHERE {LEASED} AND {state_is(*ACTIVE)}"
 )
 _ABANDONED = (
-    "SELECT run_id, token, attempt, interruptions, on_interrupt, cancel_requested, started_at "  # noqa: S608
-    f"FROM runs WHERE {LIVE} AND {state_is(*ACTIVE)} LIMIT ?"
+    "SELECT run_id, parent_run_id, token, attempt, interruptions, on_interrupt, cancel_requested, "  # noqa: S608
+    f"started_at FROM runs WHERE {LIVE} AND {state_is(*ACTIVE)} AND isolation != 'none' LIMIT ?"
 )
 
 
-def submit(db: sqlite3.Connection, now: float, specs: Sequence[RunSpec]) -> list[Submitted]:
-    states = [_state_at(now, spec) for spec in specs]
-    rows = [
-        (*astuple(spec), now, CODES[state], spec.not_before if state is RunState.SCHEDULED else None)
-        for spec, state in zip(specs, states, strict=True)
-    ]
-    added = db.executemany(_ADD, rows).rowcount if rows else 0
+def submit(db: sqlite3.Connection, now: float, turns: Turns, specs: Sequence[RunSpec]) -> list[Submitted]:
+    added = add(db, now, specs, turns)
     if added == len(specs):
-        return [Submitted(spec.run_id, state, False) for spec, state in zip(specs, states, strict=True)]
+        return [Submitted(spec.run_id, state_at(now, spec), False) for spec in specs]
     return _tell_duplicates(db, [spec.run_id for spec in specs], added)
-
-
-def _state_at(now: float, spec: RunSpec) -> RunState:
-    return RunState.QUEUED if spec.not_before is None or spec.not_before <= now else RunState.SCHEDULED
 
 
 def _tell_duplicates(db: sqlite3.Connection, run_ids: Sequence[str], added: int) -> list[Submitted]:
@@ -82,11 +64,14 @@ def _tell_duplicates(db: sqlite3.Connection, run_ids: Sequence[str], added: int)
     return answers
 
 
-def claim(db: sqlite3.Connection, now: float, n: int, isolation: Isolation) -> list[Lease]:
+def claim(db: sqlite3.Connection, now: float, turns: Turns, n: int, isolation: Isolation) -> list[Lease]:
     db.execute(_WAKE, (now,))
+    families.expand(db, now, turns)
     rows = db.execute(_CLAIM, (now, isolation, max(n, 0))).fetchall()
-    # RETURNING promises no order; the first two columns are the order of the queue.
-    return [lease_of(row[2:]) for row in sorted(rows)]
+    for priority, turn, *_ in rows:
+        turns.served(-priority, turn)
+    # RETURNING promises no order; the first three columns are the order of the queue.
+    return [lease_of(row[3:]) for row in sorted(rows)]
 
 
 def log(db: sqlite3.Connection, chunks: Sequence[LogChunk]) -> None:
@@ -94,17 +79,19 @@ def log(db: sqlite3.Connection, chunks: Sequence[LogChunk]) -> None:
 
 
 def finish(
-    db: sqlite3.Connection, now: float, results: Sequence[tuple[Lease, Result]], then: Sequence[RunSpec]
+    db: sqlite3.Connection,
+    now: float,
+    turns: Turns,
+    results: Sequence[tuple[Lease, Result]],
+    then: Sequence[RunSpec],
 ) -> list[bool]:
-    ended = [_end(db, _END_ACTIVE[result.state], result, lease.run_id, lease.token) for lease, result in results]
+    ended = [end(db, lease.run_id, lease.token, result) for lease, result in results]
     # Who lost the lease lost the right to go on as well: the new owner will submit the successors.
     if then and any(ended):
-        submit(db, now, then)
+        add(db, now, then, turns)
+    written = [lease for (lease, _), was_written in zip(results, ended, strict=True) if was_written]
+    families.advance_all(db, now, turns, Counter(lease.spec.parent_run_id for lease in written))
     return ended
-
-
-def _end(db: sqlite3.Connection, sql: str, result: Result, run_id: str, token: int) -> bool:
-    return db.execute(sql, (*result[1:], run_id, token)).rowcount == 1
 
 
 def retry(db: sqlite3.Connection, now: float, again: Sequence[Again]) -> list[bool]:
@@ -119,41 +106,77 @@ def _put_back(db: sqlite3.Connection, now: float, again: Again) -> bool:
     return db.execute(_AGAIN[state], values).rowcount == 1
 
 
-def cancel(db: sqlite3.Connection, now: float, run_id: str) -> RunState | None:
-    row = db.execute("SELECT state, token, attempt FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-    if row is None:
+def cancel(db: sqlite3.Connection, now: float, turns: Turns, run_id: str) -> Cancelled | None:
+    stopping: list[str] = []
+    ended: Counter[str | None] = Counter()
+    if not _cancel(db, now, run_id, stopping, ended):
         return None
-    code, token, attempt = row
+    families.advance_all(db, now, turns, ended)
+    (code,) = db.execute("SELECT state FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    return Cancelled(STATES[code], stopping)
+
+
+def _cancel(db: sqlite3.Connection, now: float, run_id: str, stopping: list[str], ended: Counter[str | None]) -> bool:
+    """Cancel a run and all below it; what has to be told of it goes into the two collections. False: no such run."""
+    row = db.execute(
+        "SELECT state, token, attempt, isolation, parent_run_id FROM runs WHERE run_id = ?", (run_id,)
+    ).fetchone()
+    if row is None:
+        return False
+    code, token, attempt, isolation, parent = row
     state = STATES[code]
     if state in WAITING:
-        _end(db, _END_WAITING, _failed("cancelled", "cancelled before it started", now, now, attempt), run_id, token)
-        return RunState.FAILED
-    if state is RunState.RUNNING:
-        db.execute(_STOP, (run_id,))
-        return RunState.STOPPING
-    return state
+        end_waiting(db, run_id, token, failed("cancelled", "cancelled before it started", now, now, attempt))
+        ended[parent] += 1
+    elif state in ACTIVE:
+        if state is RunState.RUNNING:
+            db.execute(_STOP, (run_id,))
+        if isolation == "none":
+            for child in families.live_children(db, run_id):
+                _cancel(db, now, child, stopping, ended)
+            # Also without a child that ends by it: a chain between two steps is looked at once more.
+            ended[run_id] += 0
+        else:
+            stopping.append(run_id)
+    return True
 
 
-def mark_published(db: sqlite3.Connection, seqs: Sequence[int]) -> None:
-    db.executemany("DELETE FROM unpublished WHERE seq = ?", [(seq,) for seq in seqs])
+def rerun(db: sqlite3.Connection, now: float, turns: Turns, run_id: str) -> RunState | None:
+    row = db.execute("SELECT state FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    if row is None:
+        return None
+    if STATES[row[0]] is not RunState.FAILED:
+        return STATES[row[0]]
+    _reopen_failed(db, run_id)
+    families.reopen_parents(db, run_id)
+    return RunState.QUEUED
 
 
-def reap(db: sqlite3.Connection, now: float, budget: int, limit: int) -> int:
+def _reopen_failed(db: sqlite3.Connection, run_id: str) -> None:
+    for child in families.failed_children(db, run_id):
+        _reopen_failed(db, child)
+    reopen(db, run_id)
+
+
+def mark_published(db: sqlite3.Connection, ended: Sequence[Run]) -> None:
+    db.executemany("DELETE FROM unpublished WHERE seq = ? AND token = ?", [(run.seq, run.token) for run in ended])
+
+
+def reap(db: sqlite3.Connection, now: float, turns: Turns, budget: int, limit: int) -> int:
     """Settle up to `limit` runs that are active though nobody carries them out; returns how many."""
     rows = db.execute(_ABANDONED, (limit,)).fetchall()
-    for run_id, token, attempt, interruptions, on_interrupt, cancel_requested, started_at in rows:
+    ended: Counter[str | None] = Counter()
+    for run_id, parent, token, attempt, interruptions, on_interrupt, cancel_requested, started_at in rows:
         verdict = after_interruption(on_interrupt, interruptions + 1, budget, bool(cancel_requested))
         if verdict == "again":
             lease = (None, 0, 1, None, run_id, token)
             db.execute(_AGAIN[RunState.QUEUED], ("interrupted", None, *lease))
         else:
             error = f"the daemon died under attempt {attempt}, interruption {interruptions + 1} of this run"
-            _end(db, _END_ACTIVE[RunState.FAILED], _failed(verdict, error, started_at, now, attempt), run_id, token)
+            end(db, run_id, token, failed(verdict, error, started_at, now, attempt))
+            ended[parent] += 1
+    families.advance_all(db, now, turns, ended)
     return len(rows)
-
-
-def _failed(reason: str, error: str, started_at: float, completed_at: float, attempts: int) -> Result:
-    return Result(RunState.FAILED, reason, b"null", error, started_at, completed_at, attempts)
 
 
 def summarise(db: sqlite3.Connection) -> tuple[dict[RunState, int], float | None]:

@@ -8,9 +8,11 @@ from craft_easy_jobd.ledger import Ledger, Submitted
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import Status
+from craft_easy_jobs.chaining import Chain
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import RequestError
 from craft_easy_jobs.model import Request
+from craft_easy_jobs.tenants import TenantDirectory
 
 
 class Operations(Protocol):
@@ -34,6 +36,15 @@ class Operations(Protocol):
 
     async def cancel(self, run_id: str, *, force: bool = False) -> RunState | None:
         """Ask a run to stop; `force` goes down the kill ladder. Returns its state after it, None: no such run."""
+
+    async def retry(self, run_id: str) -> RunState | None:
+        """Put a failed run back to the queue; of a run with children those that failed. None: no such run."""
+
+    def tenants(self) -> TenantDirectory | None:
+        """The tenant directory, None when none is configured."""
+
+    def chains(self) -> Sequence[Chain]:
+        """The chains that the workers announced, sorted by name."""
 
     def stop(self) -> None:
         """Go one rung down the stop ladder, as SIGTERM does."""

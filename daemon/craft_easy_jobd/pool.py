@@ -15,7 +15,18 @@ from craft_easy_jobd.containment import Containment
 from craft_easy_jobd.probe import Blockage, Probe
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.definition import Isolation
-from craft_easy_jobs.wire import BEAT_SECONDS, Beat, Catalogue, Entries, Link, Outcome, Quit, ToSupervisor, ToWorker
+from craft_easy_jobs.wire import (
+    BEAT_SECONDS,
+    Beat,
+    Catalogue,
+    Entries,
+    Link,
+    Outcome,
+    Quit,
+    Tenants,
+    ToSupervisor,
+    ToWorker,
+)
 
 # A worker that closed its socket has so long to end by itself: atexit functions, threads of jobs.
 EXIT_SECONDS = 5.0
@@ -47,6 +58,9 @@ class WorkerEvents(Protocol):
 
     def worker_stuck(self, worker: "Worker", problem: str) -> None:
         """SIGKILL does not end it, or what its jobs started; `worker_gone` comes when it has ended after all."""
+
+    def worker_listed(self, worker: "Worker", tenants: Tenants) -> None:
+        """It called the tenants callable, as it was asked to."""
 
     def worker_gone(self, worker: "Worker", returncode: int | None, problem: str) -> None:
         """It ended with all that its jobs started, and all that it said was told. Once for each worker, last of all.
@@ -184,7 +198,7 @@ class Worker:
         pids = ", ".join(map(str, self.remains[:10]))
         return f"SIGKILL does not end what jobs of worker {self.name} started (pids {pids}): it hangs in the kernel"
 
-    def _received(self, frame: list[Catalogue | Beat | Entries | Outcome]) -> None:
+    def _received(self, frame: list[ToSupervisor]) -> None:
         said: list[Entries | Outcome] = []
         for message in frame:
             if isinstance(message, Beat):
@@ -193,6 +207,8 @@ class Worker:
                 self.busy = message.busy
             elif isinstance(message, Catalogue):
                 self._introduced(message)
+            elif isinstance(message, Tenants):
+                self._events.worker_listed(self, message)
             else:
                 said.append(message)
         if said:
@@ -284,6 +300,7 @@ class Pool:
             *(f"--fd={fd}", f"--parent={os.getpid()}", f"--slots={slots}", *modules),
             *self._containment.arguments(name),
             *(f"--board={probe.board}", f"--stack={probe.stack}"),
+            *([f"--tenants={place}"] if (place := self._settings.tenants) and ":" in place else []),
             f"--max-log-bytes={self._settings.max_log_bytes}",
             f"--max-result-bytes={self._settings.max_result_bytes}",
             stdin=asyncio.subprocess.DEVNULL,

@@ -88,7 +88,7 @@ class Publisher:
     async def _publish(self, batch: Sequence[Ended]) -> None:
         written, error = await self._lane.call(self._writer.write, batch)
         if written:
-            await self._ledger.mark_published([ended.run.seq for ended in written])
+            await self._ledger.mark_published([ended.run for ended in written])
             self._published([ended.run.spec.run_id for ended in written])
         if error is not None:
             raise error

@@ -1,6 +1,7 @@
 """What people see of the daemon and its runs: plain text, safe for a terminal whatever jobs put into it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -121,6 +122,66 @@ def jobs_table(jobs: Iterable[Document]) -> str:
     keys = ("name", "timeout_seconds", "retries", "scope", "isolation", "description")
     heads = ("JOB", "TIMEOUT", "RETRIES", "SCOPE", "ISOLATION", "DESCRIPTION")
     return table(heads, ([job[key] for key in keys] for job in jobs))
+
+
+def tenants_tree(tenants: Iterable[Document]) -> str:
+    """One line a tenant, indented by its depth."""
+    return table(("TENANT", "ACTIVE", "NAME"), map(_tenant_row, tenants))
+
+
+def _tenant_row(tenant: Document) -> tuple[object, ...]:
+    return ("  " * tenant["depth"] + tenant["id"], "yes" if tenant["active"] else "no", tenant["name"] or None)
+
+
+def chain_text(chain: Document, states: Mapping[str, str] | None = None) -> str:
+    """The chain drawn as text; `states` by job name, left out when None."""
+    # Not above: `status` needs neither.
+    from craft_easy_jobs.chaining import Chain, ChainStep
+    from craft_easy_jobs.drawing import draw
+
+    steps = tuple(ChainStep(**step) for step in chain["steps"])
+    return draw(Chain(chain["name"], chain["description"], steps), states)
+
+
+def children_of(run: Document, live: Iterable[Document]) -> list[Document]:
+    """A row for each tenant of a fan-out or each step of a chain, with the keys that the rows of its result have.
+
+    Args:
+        live: its child runs, newest first; not looked at once it has a result.
+    """
+    name, rows = ("tenant_id", "tenants") if run["kind"] == "fan_out" else ("step", "steps")
+    if run["result"]:
+        return [{"name": key, **row} for key, row in run["result"][rows].items()]
+    status = "skipped" if run["state"] in ("completed", "failed") else "waiting"
+    not_started = {"status": status, "reason": None, "run_id": None, "duration_seconds": None}
+    found: dict[str, Document] = {step["job"]: not_started for step in run["steps"] or ()}
+    # A step that was run again is where its newest run is.
+    found |= {child[name]: _child_row(child) for child in reversed(list(live))}
+    return [{"name": key, **row} for key, row in found.items()]
+
+
+def _child_row(child: Document) -> Document:
+    return {"status": child["state"], **{key: child[key] for key in ("reason", "run_id", "duration_seconds")}}
+
+
+def family_text(run: Document, children: Sequence[Document]) -> str:
+    """A run with children: what is known of itself, how many are where, and each of them."""
+    own = {key: value for key, value in run.items() if key not in ("result", "steps")}
+    counts = Counter(str(child["status"]) for child in children)
+    blocks = [run_text(own), "  ".join(f"{status} {number}" for status, number in sorted(counts.items()))]
+    if run["steps"]:
+        states = {child["name"]: _state_text(child) for child in children}
+        blocks.append(chain_text({"name": run["job"], "description": "", "steps": run["steps"]}, states))
+    heads = ("STEP" if run["steps"] else "TENANT", "OUTCOME", "REASON", "DURATION", "RUN")
+    return "\n\n".join(filter(None, [*blocks, table(heads, map(_outcome_row, children))]))
+
+
+def _state_text(child: Document) -> str:
+    return f"{child['status']} ({child['reason']})" if child["reason"] else child["status"]
+
+
+def _outcome_row(child: Document) -> tuple[object, ...]:
+    return child["name"], child["status"], child["reason"], duration(child["duration_seconds"]), child["run_id"]
 
 
 def run_text(run: Document) -> str:

@@ -26,6 +26,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     jobs: tuple[str, ...] = ()
     """Modules that register jobs, by import name or path of a file."""
+    tenants: str | None = None
+    """Tenant directory: a tenants.toml, or module:name of a callable that workers call."""
+    tenants_max_age: Seconds = 300.0
+    """The tenant directory is read anew after this long."""
     workers: Count = max(2, os.cpu_count() or 2)
     """Shared worker processes."""
     slots: Count = 250

@@ -1,19 +1,25 @@
 """The embedded ledger: the Ledger protocol on one SQLite file."""
 
+import sqlite3
 import time
 from asyncio import Future
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from craft_easy_jobd import ledger_reads, ledger_writes
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.group_commit import GroupCommit
-from craft_easy_jobd.ledger import Again, Ended, Lease, LogChunk, Result, Run, RunSpec, Submitted
+from craft_easy_jobd.ledger import Again, Cancelled, Ended, Lease, LogChunk, Result, Run, RunSpec, Submitted
+from craft_easy_jobd.ledger_moves import waiting_turns
 from craft_easy_jobd.ledger_reads import Reader
 from craft_easy_jobd.ledger_schema import open_writer
 from craft_easy_jobd.states import RunState
+from craft_easy_jobd.turns import Turns
 from craft_easy_jobs.definition import Isolation
+
+T = TypeVar("T")
 
 # A batch of reaping is one transaction: small enough that calls which come meanwhile need not wait for a million.
 REAP_BATCH = 1000
@@ -30,7 +36,9 @@ class SqliteLedger:
         self.counts: Mapping[RunState, int] = dict.fromkeys(RunState, 0)
         self.next_due: float | None = None
         self._clock = clock
-        self._writer = GroupCommit(str(path), partial(open_writer, path), ledger_writes.summarise, self._committed)
+        self._path = path
+        self._turns = Turns()
+        self._writer = GroupCommit(str(path), self._connect, ledger_writes.summarise, self._committed)
         self._reader = Reader(path)
         self._publishing = Reader(path)
 
@@ -53,15 +61,27 @@ class SqliteLedger:
         # Last: the connection that can write takes the write-ahead log into the file when it is the last to go.
         await self._writer.close()
 
+    def _connect(self) -> sqlite3.Connection:
+        db = open_writer(self._path)
+        self._turns = Turns(waiting_turns(db))
+        return db
+
+    def _change(self, write: Callable[..., T], **facts: Any) -> "Future[T]":
+        """Call a function of ledger_writes that takes the time and the turns."""
+        return self._writer.call(partial(write, now=self._clock(), turns=self._turns, **facts))
+
     def _committed(self, summary: tuple[dict[RunState, int], float | None]) -> None:
         self.counts, self.next_due = summary
 
     # -- producers and readers
     def submit(self, specs: Sequence[RunSpec]) -> Future[list[Submitted]]:
-        return self._writer.call(partial(ledger_writes.submit, now=self._clock(), specs=specs))
+        return self._change(ledger_writes.submit, specs=specs)
 
-    def cancel(self, run_id: str) -> Future[RunState | None]:
-        return self._writer.call(partial(ledger_writes.cancel, now=self._clock(), run_id=run_id))
+    def cancel(self, run_id: str) -> Future[Cancelled | None]:
+        return self._change(ledger_writes.cancel, run_id=run_id)
+
+    def rerun(self, run_id: str) -> Future[RunState | None]:
+        return self._change(ledger_writes.rerun, run_id=run_id)
 
     async def get(self, run_id: str) -> Run | None:
         return await self._reader.call(partial(ledger_reads.get, run_id=run_id))
@@ -85,22 +105,20 @@ class SqliteLedger:
 
     # -- the host that executes
     def claim(self, n: int, *, isolation: Isolation = "shared") -> Future[list[Lease]]:
-        return self._writer.call(partial(ledger_writes.claim, now=self._clock(), n=n, isolation=isolation))
+        return self._change(ledger_writes.claim, n=n, isolation=isolation)
 
     def log(self, chunks: Sequence[LogChunk]) -> Future[None]:
         return self._writer.call(partial(ledger_writes.log, chunks=chunks))
 
     def finish(self, results: Sequence[tuple[Lease, Result]], *, then: Sequence[RunSpec] = ()) -> Future[list[bool]]:
-        return self._writer.call(partial(ledger_writes.finish, now=self._clock(), results=results, then=then))
+        return self._change(ledger_writes.finish, results=results, then=then)
 
     def retry(self, again: Sequence[Again]) -> Future[list[bool]]:
         return self._writer.call(partial(ledger_writes.retry, now=self._clock(), again=again))
 
     async def reap(self, *, budget: int) -> int:
         reaped = 0
-        while batch := await self._writer.call(
-            partial(ledger_writes.reap, now=self._clock(), budget=budget, limit=REAP_BATCH)
-        ):
+        while batch := await self._change(ledger_writes.reap, budget=budget, limit=REAP_BATCH):
             reaped += batch
         return reaped
 
@@ -108,5 +126,5 @@ class SqliteLedger:
     async def unpublished(self, *, limit: int) -> list[Ended]:
         return await self._publishing.call(partial(ledger_reads.unpublished, limit=limit))
 
-    def mark_published(self, seqs: Sequence[int]) -> Future[None]:
-        return self._writer.call(partial(ledger_writes.mark_published, seqs=seqs))
+    def mark_published(self, ended: Sequence[Run]) -> Future[None]:
+        return self._writer.call(partial(ledger_writes.mark_published, ended=ended))

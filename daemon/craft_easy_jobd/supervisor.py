@@ -6,13 +6,12 @@ import faulthandler
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 
-from craft_easy_jobd.admission import admit, new_run_id
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.blocking import Watch
@@ -20,25 +19,25 @@ from craft_easy_jobd.cgroups import contain
 from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.containment import instance_of, kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
-from craft_easy_jobd.errors import FolderError
-from craft_easy_jobd.ledger import RunSpec, Submitted
+from craft_easy_jobd.errors import FolderError, InternalError
 from craft_easy_jobd.logs import logging_to_stderr
 from craft_easy_jobd.notify import notify
 from craft_easy_jobd.publisher import Publisher
 from craft_easy_jobd.reporting import report
 from craft_easy_jobd.rootlock import root_lock
+from craft_easy_jobd.service import Service
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.shutdown import Shutdown
 from craft_easy_jobd.spool import Spool
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
-from craft_easy_jobd.states import ACTIVE, FINAL, RunState
+from craft_easy_jobd.states import ACTIVE, RunState
 from craft_easy_jobd.status import Status
 from craft_easy_jobd.workforce import Workforce
-from craft_easy_jobs.definition import JobOptions
-from craft_easy_jobs.errors import CraftEasyJobsError, RequestError
-from craft_easy_jobs.model import Request
+from craft_easy_jobs.errors import CraftEasyJobsError
 
 logger = logging.getLogger("craft_easy_jobd")
+
+E = TypeVar("E", bound=BaseException)
 
 _TICK_SECONDS = 1.0
 _QUIT_SECONDS = 2.0
@@ -60,6 +59,10 @@ def serve(settings: Settings) -> int:
                 runner.run(_run(settings))
         except* CraftEasyJobsError as errors:
             raise _first(errors) from None
+        except* Exception as errors:
+            logger.critical("internal error", exc_info=errors)
+            problem = f"internal error, a defect of the daemon: {_first(errors)!r}; its log has the details"
+            raise InternalError(problem) from None
     return 0
 
 
@@ -75,18 +78,18 @@ def _make_folder(path: Path) -> None:
         raise FolderError(f"{path}: {error.strerror}; create it or choose another --root") from None
 
 
-def _first(errors: BaseExceptionGroup[CraftEasyJobsError]) -> CraftEasyJobsError:
+def _first(errors: BaseExceptionGroup[E]) -> E:
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 class Supervisor:
-    """The composition of the daemon, and what its clients may ask of it (see Operations)."""
+    """The composition of the daemon: its parts, their boot and their stop."""
 
     def __init__(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
-        self.settings = settings
-        self.bell = Bell()
-        self.ledger = SqliteLedger(settings.state_dir / "ledger.db")
+        self._settings = settings
+        self._bell = Bell()
+        self._ledger = SqliteLedger(settings.state_dir / "ledger.db")
         self._tasks = tasks
         self._started = time.monotonic()
         self._ready = False
@@ -94,12 +97,12 @@ class Supervisor:
         self._attempts = Attempts()
         self._containment = contain(settings.cgroup, instance_of(settings.state_dir))
         self._workforce = Workforce(settings, self._attempts, tasks, self._containment)
-        self._publisher = Publisher(settings.results_dir, self.ledger, published=self.bell.ring)
-        self._commits = Commits(self.ledger, failed=self._fail)
+        self._publisher = Publisher(settings.results_dir, self._ledger, published=self._bell.ring)
+        self._commits = Commits(self._ledger, failed=self._fail)
         self._dispatcher = Dispatcher(
-            self.ledger,
+            self._ledger,
             self._commits,
-            self.bell,
+            self._bell,
             self._workforce,
             self._attempts,
             budget=settings.interruption_budget,
@@ -108,11 +111,21 @@ class Supervisor:
         self._workforce.listener = self._dispatcher
         self._watch = Watch(self._workforce, self._attempts, self._dispatcher)
         self._shutdown = Shutdown(self._dispatcher, self._attempts, drain_timeout=settings.drain_timeout)
+        self._service = Service(
+            settings,
+            self._ledger,
+            self._bell,
+            self._dispatcher,
+            self._workforce,
+            self._publisher,
+            self._shutdown,
+            status=self._report,
+        )
         self._spool = Spool(
             settings,
-            submit=self._submit,
+            submit=self._service.admitted,
             catalogue=lambda: self._workforce.catalogue,
-            find=self.ledger.get,
+            find=self._ledger.get,
         )
 
     # -- life
@@ -125,13 +138,14 @@ class Supervisor:
             if not self._shutdown.asked.is_set():
                 await self._serve()
             await self._drain()
-        if self.ledger.broken is not None:
-            raise self.ledger.broken
+        if self._ledger.broken is not None:
+            raise self._ledger.broken
 
     async def _boot(self, undo: contextlib.AsyncExitStack) -> None:
         """Everything that READY promises, in the order of need."""
-        await self.ledger.open()
-        undo.push_async_callback(self.ledger.close)
+        await self._workforce.tenancy.load()
+        await self._ledger.open()
+        undo.push_async_callback(self._ledger.close)
         # Recovery starts runs again: what an earlier life left of them must not go on beside them.
         await asyncio.to_thread(kill_leftovers, self._containment)
         # Python starts in the workers while the supervisor recovers and imports its HTTP server.
@@ -145,7 +159,7 @@ class Supervisor:
         await self._catalogue_or_stop()
 
     async def _recover(self) -> None:
-        settled = await self.ledger.reap(budget=self.settings.interruption_budget)
+        settled = await self._ledger.reap(budget=self._settings.interruption_budget)
         if settled:
             logger.warning("runs that a dead daemon left were settled", extra={"runs": settled})
 
@@ -156,7 +170,7 @@ class Supervisor:
             self._ready = True
             notify("READY=1")
             jobs = len(self._workforce.catalogue.jobs)
-            logger.info("serving", extra={"root": self.settings.root, "jobs": jobs})
+            logger.info("serving", extra={"root": self._settings.root, "jobs": jobs})
             await self._shutdown.asked.wait()
 
     async def _drain(self) -> None:
@@ -189,12 +203,12 @@ class Supervisor:
         # Imported here: its HTTP server takes longer to import than all else, and workers start meanwhile.
         from craft_easy_jobd.control import Control
 
-        control = Control(self)
+        control = Control(self._service)
         await control.start()
         try:
             yield
         finally:
-            self.bell.ring_all()
+            self._bell.ring_all()
             await control.close()
 
     @contextlib.asynccontextmanager
@@ -209,10 +223,11 @@ class Supervisor:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            if self.ledger.broken is not None:
-                raise self.ledger.broken
+            if self._ledger.broken is not None:
+                raise self._ledger.broken
             self._dispatcher.look_again()
-            counts = self.ledger.counts
+            await self._workforce.tenancy.refresh()
+            counts = self._ledger.counts
             running = sum(counts[state] for state in ACTIVE)
             notify(f"STATUS={running} running, {counts[RunState.QUEUED]} queued")
 
@@ -225,21 +240,16 @@ class Supervisor:
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+            loop.add_signal_handler(number, self._shutdown.step)
         loop.add_signal_handler(signal.SIGHUP, logger.warning, "reload is not supported yet; restart the daemon")
 
-    # -- what clients may ask
-
-    def stop(self) -> None:
-        self._shutdown.step()
-
-    def status(self) -> Status:
+    def _report(self) -> Status:
         return report(
-            settings=self.settings,
+            settings=self._settings,
             level=self._shutdown.level,
             ready=self._ready,
             uptime_seconds=time.monotonic() - self._started,
-            counts=self.ledger.counts,
+            counts=self._ledger.counts,
             workers=self._workforce.workers,
             attempts=self._attempts,
             jobs=len(self._workforce.catalogue.jobs),
@@ -249,37 +259,6 @@ class Supervisor:
                 *self._workforce.problems,
             ],
         )
-
-    def jobs(self) -> Sequence[JobOptions]:
-        return sorted(self._workforce.catalogue.jobs.values(), key=lambda job: job.name)
-
-    async def submit(self, requests: Sequence[Request], requested_by: str | None) -> list[Submitted | RequestError]:
-        specs = [self._admitted(request, requested_by) for request in requests]
-        good = [spec for spec in specs if isinstance(spec, RunSpec)]
-        submitted = iter(await self._submit(good) if good else ())
-        return [next(submitted) if isinstance(spec, RunSpec) else spec for spec in specs]
-
-    def _admitted(self, request: Request, requested_by: str | None) -> RunSpec | RequestError:
-        run_id = request.run_id or new_run_id()
-        try:
-            return admit(request, self._workforce.catalogue, run_id=run_id, requested_by=requested_by)
-        except RequestError as error:
-            return error
-
-    def _submit(self, specs: Sequence[RunSpec]) -> Awaitable[list[Submitted]]:
-        """Hand runs to the ledger and claim in the same turn: what can start at once costs one commit."""
-        submitted = self.ledger.submit(specs)
-        self._dispatcher.kick(submitted=True)
-        return submitted
-
-    async def cancel(self, run_id: str, *, force: bool = False) -> RunState | None:
-        state = await self.ledger.cancel(run_id)
-        if state in ACTIVE:
-            self._dispatcher.cancel(run_id, force=force)
-        elif state in FINAL:
-            self._publisher.wake()
-        self.bell.ring([run_id])
-        return state
 
 
 async def _raise(error: BaseException) -> None:

@@ -10,8 +10,10 @@ from craft_easy_jobd.admission import Catalogue
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.containment import Containment
 from craft_easy_jobd.errors import JobsError
+from craft_easy_jobd.ledger import Lane
 from craft_easy_jobd.pool import Pool, Worker
 from craft_easy_jobd.settings import Settings
+from craft_easy_jobd.tenancy import Tenancy
 from craft_easy_jobs import wire
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import Entries, Outcome
@@ -44,7 +46,8 @@ class Workforce:
     def __init__(
         self, settings: Settings, attempts: Attempts, tasks: asyncio.TaskGroup, containment: Containment
     ) -> None:
-        self.catalogue = Catalogue(wire.Catalogue(jobs=[]))
+        self.tenancy = Tenancy(settings, ask=self._ask_tenants)
+        self._announced = Catalogue(wire.Catalogue(jobs=[]))
         self.problem: str | None = None
         self._settings = settings
         self._attempts = attempts
@@ -59,7 +62,14 @@ class Workforce:
     @property
     def problems(self) -> list[str]:
         """Why workers are missing, one sentence each."""
-        return [*([self.problem] if self.problem else []), *self._hanging.values()]
+        own = [problem for problem in (self.problem, self.tenancy.problem) if problem]
+        return [*own, *self._hanging.values()]
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What the workers announced last, with the tenants as they are known now."""
+        self._announced.directory = self.tenancy.directory
+        return self._announced
 
     @property
     def workers(self) -> list[Worker]:
@@ -93,12 +103,12 @@ class Workforce:
     def room(self, isolation: Isolation) -> int:
         return sum(self.free(worker) for worker in self._of(isolation))
 
-    def roomiest(self, isolation: Isolation) -> Worker | None:
+    def roomiest(self, isolation: Lane) -> Worker | None:
         """The worker with the most free slots, None when there is no room at all."""
         worker = max(self._of(isolation), key=self.free, default=None)
         return worker if worker is not None and self.free(worker) > 0 else None
 
-    def _of(self, isolation: Isolation) -> Iterator[Worker]:
+    def _of(self, isolation: Lane) -> Iterator[Worker]:
         return (worker for worker in self._pool.workers.values() if worker.isolation == isolation)
 
     # -- strength
@@ -132,7 +142,9 @@ class Workforce:
             return
         self.problem = None
         self._unready_deaths = 0
-        self.catalogue = Catalogue(catalogue)
+        self._announced = Catalogue(catalogue)
+        if catalogue.tenants is not None:
+            self.tenancy.told(catalogue.tenants)
         if not self._known.done():
             self._known.set_result(None)
         if any(job.isolation == "process" for job in catalogue.jobs):
@@ -149,6 +161,17 @@ class Workforce:
         self.listener.lost(worker, problem, stuck=True)
         if not (self._closing or self._coming["shared"]) and all(each.stuck for each in self._of("shared")):
             self._start("shared", after=0.0)
+
+    def worker_listed(self, worker: Worker, tenants: wire.Tenants) -> None:
+        if tenants.error is None:
+            self.tenancy.told(tenants.tenants)
+        else:
+            self.tenancy.refused(tenants.error)
+
+    def _ask_tenants(self) -> None:
+        worker = self.roomiest("shared")
+        if worker is not None:
+            worker.send(wire.AskTenants())
 
     def worker_gone(self, worker: Worker, returncode: int | None, problem: str) -> None:
         facts = {"worker": worker.name, "pid": worker.pid, "problem": problem}

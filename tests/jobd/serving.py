@@ -24,16 +24,28 @@ from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import RunningStatus, Status, WorkerStatus
 from craft_easy_jobs import __version__, wire
+from craft_easy_jobs.chaining import Chain, ChainStep
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import RequestError
 from craft_easy_jobs.model import Request, timestamp, utc_now
+from craft_easy_jobs.tenants import Tenant, TenantDirectory
 
 T = TypeVar("T")
 
 JOBS = [
     JobOptions(name="export", description="Writes a file"),
     JobOptions(name="settlement", retries=2, params_schema={"period": {"type": "string"}}),
+    JobOptions(name="statement", per_tenant=True),
 ]
+CHAINS = [
+    Chain("close", "Closes a month", (ChainStep("settlement"), ChainStep("export", depends_on=["settlement"]))),
+    Chain(
+        "send", "", (ChainStep("statement", on_failure="retry", retries=1, retry_delay_seconds=0),), source="send.py:1"
+    ),
+]
+TENANTS = TenantDirectory(
+    [Tenant("acme", name="Acme Ltd"), Tenant("acme-north", parent="acme"), Tenant("gone", active=False), Tenant("t1")]
+)
 HEARTBEAT_SECONDS = 0.05
 
 
@@ -44,11 +56,15 @@ class Desk:
         self.settings = settings
         self.bell = Bell()
         self.ledger = SqliteLedger(settings.state_dir / "ledger.db")
-        self.catalogue = Catalogue(wire.Catalogue(jobs=JOBS))
+        self.directory: TenantDirectory | None = None
         self.stops = 0
         self.forced: list[str] = []
         self.problems: list[str] = []
         self.running: list[RunningStatus] = []
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return Catalogue(wire.Catalogue(jobs=JOBS, chains={chain.name: chain for chain in CHAINS}), self.directory)
 
     def status(self) -> Status:
         return Status(
@@ -82,11 +98,12 @@ class Desk:
         return JOBS
 
     async def submit(self, requests: Sequence[Request], requested_by: str | None) -> list[Submitted | RequestError]:
+        catalogue = self.catalogue
         answers: list[RunSpec | RequestError] = []
         for request in requests:
             try:
                 run_id = request.run_id or new_run_id()
-                answers.append(admit(request, self.catalogue, run_id=run_id, requested_by=requested_by))
+                answers.append(admit(request, catalogue, run_id=run_id, requested_by=requested_by))
             except RequestError as error:
                 answers.append(error)
         submitted = iter(await self.ledger.submit([each for each in answers if isinstance(each, RunSpec)]))
@@ -95,9 +112,18 @@ class Desk:
     async def cancel(self, run_id: str, *, force: bool = False) -> RunState | None:
         if force:
             self.forced.append(run_id)
-        state = await self.ledger.cancel(run_id)
+        cancelled = await self.ledger.cancel(run_id)
         self.bell.ring([run_id])
-        return state
+        return cancelled and cancelled.state
+
+    async def retry(self, run_id: str) -> RunState | None:
+        return await self.ledger.rerun(run_id)
+
+    def tenants(self) -> TenantDirectory | None:
+        return self.directory
+
+    def chains(self) -> Sequence[Chain]:
+        return CHAINS
 
     def stop(self) -> None:
         self.stops += 1
@@ -179,9 +205,16 @@ class Served:
     # -- what workers would do
     def begin(self, job: str = "export", **request: Any) -> Lease:
         """Submit a run and claim it."""
-        [submitted] = self.run(self.desk.submit, [Request(job=job, **request)], "tester")
-        assert isinstance(submitted, Submitted)
-        return self.claim()
+        [lease] = self.begin_family(1, job=job, **request)
+        return lease
+
+    def begin_family(self, children: int, **request: Any) -> list[Lease]:
+        """Submit a run that has so many children at first, and claim them."""
+        [submitted] = self.run(self.desk.submit, [Request(**request)], "tester")
+        assert isinstance(submitted, Submitted), submitted
+        leases = self.run(self.desk.ledger.claim, children)
+        assert len(leases) == children
+        return leases
 
     def claim(self) -> Lease:
         [lease] = self.run(self.desk.ledger.claim, 1)
@@ -205,6 +238,8 @@ class Served:
         ended = Result(state, reason, msgspec.json.encode(result), error, now, now, lease.attempt)
         assert self.run(self.desk.ledger.finish, [(lease, ended)]) == [True]
         self.ring(lease.run_id)
+        if lease.spec.parent_run_id:
+            self.ring(lease.spec.parent_run_id)
 
     def ring(self, run_id: str) -> None:
         """Tell who listens to a run, as the supervisor does after each commit."""

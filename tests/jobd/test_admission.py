@@ -97,15 +97,6 @@ def test_a_system_job_has_no_tenant() -> None:
     assert "'system'" in error.problem
 
 
-@pytest.mark.parametrize(
-    ("fields", "field"), [({"chain": "month-end"}, "chain"), ({"job": "echo", "all_tenants": True}, "all_tenants")]
-)
-def test_what_this_version_cannot_do_is_refused(fields: dict[str, Any], field: str) -> None:
-    error = refused(**fields)
-    assert error.field == field
-    assert "this version" in error.problem
-
-
 def test_a_catalogue_refuses_a_schema_that_is_none() -> None:
     broken = JobOptions("broken", params_schema={"type": "object", "properties": {"a": {"type": "no-type"}}})
     with pytest.raises(DefinitionError, match="broken"):

@@ -19,7 +19,7 @@ from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import RunningStatus
 from craft_easy_jobs import __version__
-from tests.jobd.serving import Served, serving
+from tests.jobd.serving import JOBS, TENANTS, Served, serving
 from tests.support.waiting import wait_until
 
 _BROKEN_CHAIN = """
@@ -82,7 +82,22 @@ def served(short_dir: Path) -> Iterator[Served]:
 
 @pytest.mark.parametrize(
     "line",
-    ["status", "status --json", "jobs", "submit export", "list", "show a", "logs a -f", "wait a", "cancel a", "stop"],
+    [
+        "status",
+        "status --json",
+        "jobs",
+        "chains",
+        "tenants",
+        "submit export",
+        "submit --chain close",
+        "list",
+        "show a",
+        "logs a -f",
+        "wait a",
+        "cancel a",
+        "retry a",
+        "stop",
+    ],
 )
 def test_no_daemon_is_one_line_and_exit_code_3(cli: Cli, line: str) -> None:
     done = cli(line)
@@ -102,13 +117,24 @@ def test_the_root_is_var_and_may_come_from_the_environment(cli: Cli, short_dir: 
 def test_version_and_help(cli: Cli) -> None:
     assert cli("-V", root=False).out == cli("--version", root=False).out == f"craft-easy-jobd {__version__}\n"
     help_text = cli("-h", root=False).out
-    for name in ("serve", "check", "status", "jobs", "submit", "list", "show", "logs", "wait", "cancel", "stop"):
+    names = "serve check status jobs chains tenants submit list show logs wait cancel retry stop"
+    for name in names.split():
         assert f"\n  {name} " in help_text
         assert cli(f"{name} --help", root=False).code == 0
 
 
 @pytest.mark.parametrize(
-    "line", ["statsu", "submit", "wait", "list --state happy", "list --limit 0", "submit export -p x"]
+    "line",
+    [
+        "statsu",
+        "submit",
+        "submit export --chain close",
+        "wait",
+        "retry",
+        "list --state happy",
+        "list --limit 0",
+        "submit export -p x",
+    ],
 )
 def test_wrong_usage_is_exit_code_2(cli: Cli, line: str) -> None:
     done = cli(line, root=False)
@@ -148,8 +174,33 @@ def test_status_for_people(served: Served, cli: Cli) -> None:
 
 def test_status_and_jobs_as_json(served: Served, cli: Cli) -> None:
     assert {"pid", "version", "state", "runs", "workers"} <= cli("status --json").document.keys()
-    assert [job["name"] for job in cli("jobs --json").document] == ["export", "settlement"]
-    assert [line.split()[0] for line in cli("jobs").out.splitlines()] == ["JOB", "export", "settlement"]
+    names = [job.name for job in JOBS]
+    assert [job["name"] for job in cli("jobs --json").document] == names
+    assert [line.split()[0] for line in cli("jobs").out.splitlines()] == ["JOB", *names]
+
+
+def test_chains(served: Served, cli: Cli) -> None:
+    close, send = cli("chains").out.split("\n\n")
+    assert close.splitlines()[0] == "close  Closes a month"
+    assert [line.split()[-1] for line in close.splitlines()[1:]] == ["settlement", "settlement"]
+    assert "export" in close.splitlines()[2]
+    assert send.startswith("send")
+    assert [chain["name"] for chain in cli("chains --json").document] == ["close", "send"]
+
+
+def test_tenants(served: Served, cli: Cli) -> None:
+    done = cli("tenants")
+    assert (done.code, done.out) == (1, "")
+    assert "no tenant directory is configured; name one in the setting 'tenants'" in done.err
+    served.desk.directory = TENANTS
+    assert cli("tenants").out.splitlines() == [
+        "TENANT        ACTIVE  NAME",
+        "acme          yes     Acme Ltd",
+        "  acme-north  yes     -",
+        "gone          no      -",
+        "t1            yes     -",
+    ]
+    assert [tenant["depth"] for tenant in cli("tenants --json").document] == [0, 1, 0, 0]
 
 
 def test_status_imports_no_more_than_it_needs(served: Served, short_dir: Path) -> None:
@@ -188,6 +239,15 @@ def test_submit_prints_the_id(served: Served, cli: Cli) -> None:
     assert cli("submit export --json --run-id r3") == Done(0, '{"run_id": "r3"}\n', "")
 
 
+def test_submit_for_all_tenants_and_of_a_chain(served: Served, cli: Cli) -> None:
+    served.desk.directory = TENANTS
+    assert cli("submit statement --all-tenants --run-id f").out == "f\n"
+    assert cli("submit --chain close -p period=2026-03 --tenant-id t1 --run-id c").out == "c\n"
+    assert served.get("/v1/runs/f")["kind"] == "fan_out"
+    run = served.get("/v1/runs/c")
+    assert (run["kind"], run["job"], run["params"], run["tenant_id"]) == ("chain", "close", {"period": "2026-03"}, "t1")
+
+
 def test_submit_for_later_and_without_a_check(served: Served, cli: Cli) -> None:
     run_id = cli("submit settlement -p period=7 --no-validate --not-before 2999-01-01T00:00:00Z --print-id").out.strip()
     assert served.get(f"/v1/runs/{run_id}")["state"] == "scheduled"
@@ -199,6 +259,9 @@ def test_submit_for_later_and_without_a_check(served: Served, cli: Cli) -> None:
         ("submit exprt", "job: unknown job 'exprt'; did you mean 'export'?"),
         ("submit settlement -p period=7", "params.period: 7 is not of type 'string'"),
         ("submit export --not-before soon", "not_before: "),
+        ("submit --chain clos", "chain: unknown chain 'clos'"),
+        ("submit --chain close -p period=7", "steps.settlement.params.period: 7 is not of type 'string'"),
+        ("submit statement", "tenant_id: job 'statement' has the scope 'tenant'"),
         ("submit export --run-id ../x", "run_id: "),
     ],
 )
@@ -257,7 +320,99 @@ def test_list_and_show(served: Served, cli: Cli) -> None:
     assert cli("show a --json").document["error"] == "bad\x1b luck"
 
 
-@pytest.mark.parametrize("line", ["show nope", "logs nope", "wait nope", "cancel nope", "show '\x1b[2J'"])
+def blocks(text: str) -> list[list[str]]:
+    return [block.splitlines() for block in text.rstrip().split("\n\n")]
+
+
+def test_show_of_a_fan_out_has_a_line_for_each_tenant(served: Served, cli: Cli) -> None:
+    served.desk.directory = TENANTS
+    acme, north, t1 = served.begin_family(3, job="statement", run_id="f", all_tenants=True)
+    served.end(north, error="no luck", reason="exception")
+
+    def shown() -> tuple[dict[str, str], str, list[tuple[str, ...]]]:
+        own, [counts], [heads, *rows] = blocks(cli("show f").out)
+        assert heads.split() == ["TENANT", "OUTCOME", "REASON", "DURATION", "RUN"]
+        cells = (row.split() for row in rows)
+        lines = [(tenant, outcome, reason, run) for tenant, outcome, reason, _, run in cells]
+        return dict(line.split(None, 1) for line in own), counts, lines
+
+    own, counts, lines = shown()
+    assert (own["kind"], counts) == ("fan_out", "failed 1  running 2")
+    assert lines == [
+        ("acme", "running", "-", "f.acme"),
+        ("acme-north", "failed", "exception", "f.acme-north"),
+        ("t1", "running", "-", "f.t1"),
+    ]
+    served.end(acme)
+    served.end(t1)
+    own, counts, lines = shown()
+    assert (own["error"], counts) == ("1 of 3 tenants failed: acme-north", "completed 2  failed 1")
+    assert "result" not in own
+    assert lines == [
+        ("acme", "completed", "-", "f.acme"),
+        ("acme-north", "failed", "exception", "f.acme-north"),
+        ("t1", "completed", "-", "f.t1"),
+    ]
+    assert [run["run_id"] for run in cli("list --parent f --json").document] == ["f.t1", "f.acme-north", "f.acme"]
+
+
+def test_show_of_a_chain_draws_where_its_steps_are(served: Served, cli: Cli) -> None:
+    [first] = served.begin_family(1, chain="close", run_id="c")
+
+    def shown() -> tuple[str, str]:
+        _, _, [name, settlement, export], rows = blocks(cli("show c").out)
+        assert name == "close"
+        assert [line.split()[0] for line in rows] == ["STEP", "settlement", "export"]
+        return settlement.strip(), export.partition("export")[2].strip()
+
+    assert shown() == ("settlement  running", "waiting  after settlement")
+    served.end(first, error="no luck", reason="exception")
+    settlement, export = (" ".join(line.split()) for line in shown())
+    assert settlement == "settlement failed (exception)"
+    assert export == "skipped (upstream_failed) after settlement"
+    assert cli("retry c --failed").out == "c  queued\n"
+    served.end(served.claim())
+    settlement, export = (" ".join(line.split()) for line in shown())
+    assert (settlement, export) == ("settlement completed", "queued after settlement")
+    served.end(served.claim())
+    assert shown()[1] == "completed  after settlement"
+    assert served.get("/v1/runs/c")["state"] == "completed"
+
+
+def test_show_as_json_has_the_same_rows_before_and_after_the_end(served: Served, cli: Cli) -> None:
+    [first] = served.begin_family(1, chain="close", run_id="c")
+    keys = ["name", "status", "reason", "run_id", "duration_seconds"]
+    before = cli("show c --json").document["children"]
+    assert [list(child) for child in before] == [keys, keys]
+    assert list(before[1].values()) == ["export", "waiting", None, None, None]
+    served.end(first)
+    served.end(served.claim())
+    run = cli("show c --json").document
+    assert [list(child) for child in run["children"]] == [keys, keys]
+    assert run["children"][1]["run_id"] == "c.export"
+
+
+def test_show_of_a_chain_has_the_newest_run_of_a_step(served: Served, cli: Cli) -> None:
+    [first] = served.begin_family(1, chain="send", run_id="s", tenant_id="t1")
+    served.end(first, error="no luck", reason="exception")
+    second = served.claim()
+    old, new = first.spec.parent_run_id, second.spec.parent_run_id
+    assert served.get(f"/v1/runs/{old}")["state"] == "failed"
+    [row] = cli("show s --json").document["children"]
+    assert (row["name"], row["status"], row["run_id"]) == ("statement", "running", new)
+
+
+def test_show_of_a_chain_that_was_cancelled_in_the_queue(served: Served, cli: Cli) -> None:
+    served.call("POST", "/v1/runs", {"chain": "close", "run_id": "c", "not_before": "2999-01-01T00:00:00Z"})
+    assert cli("cancel c").out == "c  failed\n"
+    assert [child["status"] for child in cli("show c --json").document["children"]] == ["skipped", "skipped"]
+    served.desk.directory = TENANTS
+    served.call("POST", "/v1/runs", {"job": "statement", "all_tenants": True, "run_id": "f"})
+    assert cli("cancel f").code == 0
+    assert cli("show f").out.endswith("TENANT  OUTCOME  REASON  DURATION  RUN\n")
+
+
+@pytest.mark.parametrize("line", ["show nope", "logs nope", "wait nope", "cancel nope", "retry nope", "show '\x1b[2J'"])
 def test_no_such_run_is_exit_code_4(served: Served, cli: Cli, line: str) -> None:
     done = cli(line)
     assert (done.code, done.out) == (4, "")
@@ -336,6 +491,34 @@ def test_cancel(served: Served, cli: Cli) -> None:
     assert cli("cancel b").out == "b  stopping\n"
     assert cli("cancel b --force --json").document == {"run_id": "b", "state": "stopping"}
     assert served.desk.forced == ["b"]
+
+
+def test_retry(served: Served, cli: Cli) -> None:
+    for run_id in ("a", "b"):
+        served.end(served.begin(run_id=run_id), error="no luck", reason="exception")
+    assert cli("retry a b").out == "a  queued\nb  queued\n"
+    assert cli("retry a --json").document == {"run_id": "a", "state": "queued"}
+    served.end(served.begin(run_id="c", priority=1))
+    done = cli("retry c")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "craft-easy-jobd: run c is completed; only a run that has failed can be run again\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 0), ("no luck", 1)])
+def test_submit_waits_for_the_end_of_all_children(
+    served: Served, short_dir: Path, error: str | None, code: int
+) -> None:
+    served.desk.directory = TENANTS
+    process = start(short_dir, "submit", "statement", "--all-tenants", "--run-id", "f", "--wait")
+    wait_until(lambda: served.desk.bell._listeners)
+    first, *others = served.run(served.desk.ledger.claim, 3)
+    served.end(first, error=error, reason=error and "exception")
+    for lease in others:
+        assert process.poll() is None
+        served.end(lease)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert out == ("f  failed (tenants_failed): 1 of 3 tenants failed: acme\n" if error else "f  completed\n")
 
 
 def test_status_on_a_terminal(served: Served, short_dir: Path) -> None:

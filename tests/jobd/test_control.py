@@ -22,7 +22,7 @@ from craft_easy_jobd.errors import RootLockedError, SettingsError
 from craft_easy_jobd.ledger import Run
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.model import decode_result
-from tests.jobd.serving import JOBS, Answer, Desk, Served, serving
+from tests.jobd.serving import CHAINS, JOBS, TENANTS, Answer, Desk, Served, serving
 from tests.support.waiting import wait_until
 
 NOBODY = 65534
@@ -57,6 +57,43 @@ def test_status_and_jobs(served: Served) -> None:
     assert [job["name"] for job in served.get("/v1/jobs")["jobs"]] == [job.name for job in JOBS]
 
 
+def test_chains_are_shown_without_the_authors_files(served: Served) -> None:
+    close, send = served.get("/v1/chains")["chains"]
+    assert (close["name"], close["description"]) == ("close", "Closes a month")
+    assert close["steps"][1] == {
+        "job": "export",
+        "params": {},
+        "depends_on": ["settlement"],
+        "on_failure": "stop",
+        "retries": 0,
+        "retry_delay_seconds": 60,
+    }
+    assert CHAINS[1].source
+    assert send.keys() == {"name", "description", "steps"}
+
+
+def test_tenants_are_shown_as_a_tree(served: Served) -> None:
+    served.desk.directory = TENANTS
+    tenants = served.get("/v1/tenants")["tenants"]
+    assert [(tenant["depth"], tenant["id"]) for tenant in tenants] == [
+        (0, "acme"),
+        (1, "acme-north"),
+        (0, "gone"),
+        (0, "t1"),
+    ]
+    assert tenants[1] == {"id": "acme-north", "depth": 1, "parent": "acme", "active": True, "name": ""}
+    assert (tenants[0]["name"], tenants[2]["active"]) == ("Acme Ltd", False)
+
+
+def test_no_tenants_is_a_404_that_names_the_setting(served: Served) -> None:
+    assert "the setting 'tenants'" in problem(served.call("GET", "/v1/tenants"), 404)["detail"]
+
+
+def test_tenants_that_no_worker_told_yet_are_a_503(short_dir: Path) -> None:
+    with serving(short_dir, tenants="billing.tenants:all_of_them") as served:
+        assert "billing.tenants:all_of_them" in problem(served.call("GET", "/v1/tenants"), 503)["detail"]
+
+
 def test_stop_goes_one_rung_down(served: Served) -> None:
     answer = served.call("POST", "/v1/stop")
     assert (answer.status, answer.document) == (202, {"state": "draining", "ladder": 1})
@@ -68,14 +105,17 @@ def test_the_openapi_document_is_valid_and_whole(served: Served) -> None:
     validate(document)
     assert sorted(document["paths"]) == [
         "/openapi.json",
+        "/v1/chains",
         "/v1/jobs",
         "/v1/runs",
         "/v1/runs/{run_id}",
         "/v1/runs/{run_id}/cancel",
         "/v1/runs/{run_id}/logs",
         "/v1/runs/{run_id}/result",
+        "/v1/runs/{run_id}/retry",
         "/v1/status",
         "/v1/stop",
+        "/v1/tenants",
     ]
     listing = document["paths"]["/v1/runs"]["get"]
     assert [each["name"] for each in listing["parameters"]] == ["state", "job", "tenant", "parent", "after", "limit"]
@@ -225,7 +265,9 @@ def test_a_run_shows_all_that_is_known_of_it(served: Served) -> None:
     assert run.pop("duration_seconds") == pytest.approx((times[2] - times[1]).total_seconds(), abs=1e-5)
     assert run == {
         "run_id": "a",
+        "kind": "job",
         "job": "settlement",
+        "step": None,
         "state": "completed",
         "reason": None,
         "tenant_id": "t1",
@@ -243,8 +285,34 @@ def test_a_run_shows_all_that_is_known_of_it(served: Served) -> None:
         "warnings": 1,
         "log_count": 3,
         "parent_run_id": None,
+        "steps": None,
         "published": False,
     }
+
+
+def test_a_fan_out_has_a_child_run_for_each_tenant(served: Served) -> None:
+    served.desk.directory = TENANTS
+    served.begin_family(3, job="statement", run_id="f", all_tenants=True)
+    run = served.get("/v1/runs/f")
+    assert (run["kind"], run["job"], run["state"], run["steps"]) == ("fan_out", "statement", "running", None)
+    children = served.get("/v1/runs?parent=f")["runs"]
+    assert [(child["kind"], child["tenant_id"], child["parent_run_id"]) for child in children] == [
+        ("job", "t1", "f"),
+        ("job", "acme-north", "f"),
+        ("job", "acme", "f"),
+    ]
+
+
+def test_a_chain_shows_its_steps_and_a_child_which_it_is(served: Served) -> None:
+    [lease] = served.begin_family(1, chain="close", run_id="c")
+    run = served.get("/v1/runs/c")
+    assert (run["kind"], run["job"], run["state"]) == ("chain", "close", "running")
+    assert [(step["job"], step["depends_on"], step["on_failure"]) for step in run["steps"]] == [
+        ("settlement", [], "stop"),
+        ("export", ["settlement"], "stop"),
+    ]
+    child = served.get(f"/v1/runs/{lease.run_id}")
+    assert (child["kind"], child["step"], child["parent_run_id"], child["steps"]) == ("job", "settlement", "c", None)
 
 
 def test_waiting_for_a_run_ends_with_it(served: Served) -> None:
@@ -295,10 +363,10 @@ def test_the_result_is_that_of_the_file(served: Served) -> None:
     assert [entry["message"] for entry in result.logs] == [f"line {number}" for number in range(2500)]
 
 
-@pytest.mark.parametrize("path", ["", "/result", "/logs", "/cancel"])
+@pytest.mark.parametrize("path", ["", "/result", "/logs", "/cancel", "/retry"])
 @pytest.mark.parametrize("run_id", ["nope", "%00", "%ff", "%ED%A0%80", "a%2Fb", "x" * 2000, "%F0%9F%8D%B0"])
 def test_a_run_that_is_not_there_is_a_404(served: Served, run_id: str, path: str) -> None:
-    method = "POST" if path == "/cancel" else "GET"
+    method = "POST" if path in ("/cancel", "/retry") else "GET"
     assert problem(served.call(method, f"/v1/runs/{run_id}{path}"), 404)["detail"].startswith("no such run: ")
 
 
@@ -345,6 +413,41 @@ def test_cancel_refuses_what_it_does_not_know(served: Served, body: bytes, statu
     served.begin(run_id="a")
     problem(served.call("POST", "/v1/runs/a/cancel", body), status)
     assert served.get("/v1/runs/a")["state"] == "running"
+
+
+# -- retry
+
+
+def test_retry_runs_a_failed_run_again(served: Served) -> None:
+    served.end(served.begin(run_id="a"), error="no", reason="exception")
+    for _ in range(2):
+        answer = served.call("POST", "/v1/runs/a/retry")
+        assert (answer.status, answer.document) == (200, {"run_id": "a", "state": "queued"})
+    served.end(served.claim())
+    assert served.get("/v1/runs/a")["state"] == "completed"
+
+
+def test_retry_of_a_fan_out_runs_those_again_that_failed(served: Served) -> None:
+    served.desk.directory = TENANTS
+    acme, north, t1 = served.begin_family(3, job="statement", run_id="f", all_tenants=True)
+    for lease in (acme, t1):
+        served.end(lease)
+    served.end(north, error="no", reason="exception")
+    assert served.get("/v1/runs/f")["result"]["counts"] == {"completed": 2, "failed": 1}
+    assert served.call("POST", "/v1/runs/f/retry").document == {"run_id": "f", "state": "queued"}
+    again = served.claim()
+    assert again.run_id == north.run_id
+    served.end(again)
+    run = served.get("/v1/runs/f")
+    assert (run["state"], run["result"]["counts"]) == ("completed", {"completed": 3, "failed": 0})
+
+
+def test_retry_refuses_what_has_not_failed(served: Served) -> None:
+    served.end(served.begin(run_id="a"))
+    text = problem(served.call("POST", "/v1/runs/a/retry"), 409)["detail"]
+    assert text == "run a is completed; only a run that has failed can be run again"
+    served.call("POST", "/v1/runs", {"job": "export", "run_id": "b", "not_before": "2999-01-01T00:00:00Z"})
+    problem(served.call("POST", "/v1/runs/b/retry"), 409)
 
 
 # -- logs

@@ -7,7 +7,7 @@ import pytest
 
 from craft_easy_jobd import sqlite_ledger
 from craft_easy_jobd.interruptions import after_interruption
-from craft_easy_jobd.ledger import Again, Lease, Ledger, LogChunk, Result, RunSpec
+from craft_easy_jobd.ledger import Again, Cancelled, Lease, Ledger, LogChunk, Result, RunSpec
 from craft_easy_jobd.states import FINAL, TRANSITIONS, RunState
 from tests.jobd import ledgers
 from tests.jobd.ledgers import START, Clock, ended, present, spec, started, state_of
@@ -214,7 +214,7 @@ async def test_cancel_ends_what_waits(ledger: Ledger, clock: Clock) -> None:
     clock.now += 1
     now = START + 1
     for run_id, began, attempts in (("queued", now, 0), ("scheduled", now, 0), ("again", START, 1)):
-        assert await ledger.cancel(run_id) is S.FAILED
+        assert await ledger.cancel(run_id) == Cancelled(S.FAILED, [])
         run = await ledger.get(run_id)
         assert run is not None
         error = "cancelled before it started"
@@ -225,13 +225,13 @@ async def test_cancel_ends_what_waits(ledger: Ledger, clock: Clock) -> None:
 
 async def test_cancel_marks_what_is_active_and_leaves_what_has_ended(ledger: Ledger) -> None:
     lease = await started(ledger)
-    assert await ledger.cancel("a") is S.STOPPING
-    assert await ledger.cancel("a") is S.STOPPING
+    assert await ledger.cancel("a") == Cancelled(S.STOPPING, ["a"])
+    assert await ledger.cancel("a") == Cancelled(S.STOPPING, ["a"])
     run = await ledger.get("a")
     assert run is not None
     assert run.cancel_requested is True
     assert await ledger.finish([(lease, ended(reason="stopped"))]) == [True]
-    assert await ledger.cancel("a") is S.COMPLETED
+    assert await ledger.cancel("a") == Cancelled(S.COMPLETED, [])
     assert await ledger.cancel("nobody") is None
     assert present(ledger) == {S.COMPLETED: 1}
 

@@ -145,7 +145,9 @@ class History(RuleBasedStateMachine):
             run.move(S.FAILED, "cancelled")
         elif run is not None and run.state is S.RUNNING:
             run.move(S.STOPPING, run.reason)
-        assert self._call("cancel", run_id) == (run and run.state)
+        cancelled = self._call("cancel", run_id)
+        stopping = [run_id] if run is not None and run.state is S.STOPPING else []
+        assert cancelled == (run and (run.state, stopping))
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 10.0]))
     def pass_time(self, seconds: float) -> None:

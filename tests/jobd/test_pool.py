@@ -168,7 +168,7 @@ async def test_a_worker_says_which_jobs_there_are() -> None:
         assert c.pool.workers == {"w1": shared, "d1": dedicated}
         catalogue = c.heard.catalogues["w1"]
         assert next(options for options in catalogue.jobs if options.name == "echo").description == "returns its params"
-        assert catalogue.chains["twice"] == ["echo", "facts"]
+        assert [step.job for step in catalogue.chains["twice"].steps] == ["echo", "facts"]
         assert catalogue.error is None
         assert catalogue.code_version
     assert c.heard.gone == {"w1": (0, ""), "d1": (0, "")}

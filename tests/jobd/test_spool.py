@@ -275,7 +275,7 @@ GARBAGE: dict[str, tuple[Callable[[bytes], None], str, str]] = {
     "wrong type": (garbage(b"x", b'{"job": "echo", "priority": "high"}'), "priority", "int"),
     "unknown job": (garbage(b"x", b'{"job": "ecco"}'), "job", "did you mean 'echo'"),
     "no job": (garbage(b"x", b"{}"), "job", "exactly one"),
-    "chain": (garbage(b"x", b'{"chain": "month-end"}'), "chain", "this version"),
+    "chain": (garbage(b"x", b'{"chain": "month-end"}'), "chain", "unknown chain"),
     "bad params": (garbage(b"x", b'{"job": "period", "params": {"period": 4}}'), "params.period", "string"),
     "bad run id": (garbage(b"x", b'{"job": "echo", "run_id": "../../etc/passwd"}'), "run_id", ""),
     "symbolic link": (special(b"x", lambda path: os.symlink("/etc/hostname", path)), "", "symbolic link"),

@@ -18,6 +18,7 @@ from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.ledger import LogChunk, Result, RunSpec
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobd.states import ACTIVE, TRANSITIONS, RunState
+from craft_easy_jobd.turns import Turns
 from tests.jobd.ledgers import opened
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +163,7 @@ async def test_a_child_process_gets_none_of_it(ledger: SqliteLedger) -> None:
 @pytest.mark.parametrize("target", [state for state in RunState if any(state in to for to in TRANSITIONS.values())])
 def test_sql_moves_a_run_exactly_as_the_table_allows(tmp_path: Path, target: RunState) -> None:
     with closing(ledger_schema.open_writer(tmp_path / "ledger.db")) as db:
-        ledger_writes.submit(db, 0.0, [spec("a")])
+        ledger_writes.submit(db, 0.0, Turns(), [spec("a")])
         for source in RunState:
             db.execute("UPDATE runs SET state = ?", (ledger_schema.CODES[source],))
             moved = db.execute(ledger_schema.move(target, "reason = NULL", "run_id = 'a'")).rowcount
@@ -184,7 +185,7 @@ async def test_no_query_looks_at_every_run(ledger: SqliteLedger) -> None:
     await ledger.cancel("b")
     await ledger.reap(budget=3)
     for run in await ledger.unpublished(limit=9):
-        await ledger.mark_published([run.run.seq])
+        await ledger.mark_published([run.run])
     reads = [
         lambda db: ledger_reads.get(db, "a"),
         lambda db: ledger_reads.find(db, [], "settle", None, None, None, 9),
@@ -220,7 +221,7 @@ async def test_loud_runs_are_published_a_few_at_a_time(ledger: SqliteLedger, mon
     sizes = []
     while batch := await ledger.unpublished(limit=9):
         sizes.append(len(batch))
-        await ledger.mark_published([one.run.seq for one in batch])
+        await ledger.mark_published([one.run for one in batch])
     assert sizes == [2, 2, 1]
 
 

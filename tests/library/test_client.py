@@ -17,7 +17,7 @@ import pytest
 from craft_easy_jobs.client import Client
 from craft_easy_jobs.errors import ApiError, CraftEasyJobsError, DaemonUnavailableError, RequestError
 from craft_easy_jobs.model import JobResult, decode_request, encode_result
-from tests.jobd.serving import Served, serving
+from tests.jobd.serving import JOBS, TENANTS, Served, serving
 from tests.support.waiting import wait_until
 
 
@@ -43,7 +43,7 @@ def incoming(root: Path) -> Path:
 
 def test_status_jobs_and_stop(served: Served, client: Client) -> None:
     assert client.status()["pid"] == os.getpid()
-    assert [job["name"] for job in client.jobs()] == ["export", "settlement"]
+    assert [job["name"] for job in client.jobs()] == [job.name for job in JOBS]
     assert client.stop() == {"state": "draining", "ladder": 1}
 
 
@@ -62,6 +62,32 @@ def test_submit_passes_everything_on(served: Served, client: Client) -> None:
         5,
     )
     assert (run["state"], run["next_at"]) == ("scheduled", "2999-01-01T00:00:00.000000+00:00")
+
+
+def test_chains_and_tenants(served: Served, client: Client) -> None:
+    assert [chain["name"] for chain in client.chains()] == ["close", "send"]
+    with pytest.raises(ApiError, match="no tenant directory is configured") as caught:
+        client.tenants()
+    assert caught.value.status == 404
+    served.desk.directory = TENANTS
+    assert [tenant["id"] for tenant in client.tenants()] == ["acme", "acme-north", "gone", "t1"]
+
+
+def test_submit_for_all_tenants_and_of_a_chain(served: Served, client: Client) -> None:
+    served.desk.directory = TENANTS
+    assert client.get(client.submit("statement", all_tenants=True))["kind"] == "fan_out"
+    run = client.get(client.submit(chain="close", params={"period": "2026-03"}, tenant_id="t1"))
+    assert (run["kind"], run["job"], run["params"], run["tenant_id"]) == ("chain", "close", {"period": "2026-03"}, "t1")
+    with pytest.raises(ApiError, match="give exactly one of 'job' and 'chain'"):
+        client.submit("export", chain="close")
+
+
+def test_a_chain_may_be_dropped(client: Client, short_dir: Path) -> None:
+    folder = incoming(short_dir)
+    client.submit(chain="close", all_tenants=True, spool="auto")
+    [file] = folder.iterdir()
+    request = decode_request(file.read_bytes())
+    assert (request.job, request.chain, request.all_tenants) == (None, "close", True)
 
 
 def test_submit_is_refused_with_the_daemons_words(served: Served, client: Client) -> None:
@@ -150,6 +176,33 @@ def test_cancel(served: Served, client: Client) -> None:
     assert served.desk.forced == ["b"]
 
 
+def test_retry(served: Served, client: Client) -> None:
+    lease = served.begin(run_id="a")
+    served.end(lease, error="no", reason="exception")
+    assert client.retry("a") == "queued"
+    served.end(served.claim())
+    with pytest.raises(ApiError, match="run a is completed; only a run that has failed") as caught:
+        client.retry("a")
+    assert caught.value.status == 409
+
+
+def test_wait_returns_the_table_of_a_fan_out(served: Served, client: Client) -> None:
+    served.desk.directory = TENANTS
+    [acme, north, t1] = served.begin_family(3, job="statement", run_id="f", all_tenants=True)
+    results: list[JobResult] = []
+    waiter = threading.Thread(target=lambda: results.append(client.wait("f", timeout=30)))
+    waiter.start()
+    wait_until(lambda: served.desk.bell._listeners)
+    served.end(acme, error="no", reason="exception")
+    served.end(north)
+    assert not results
+    served.end(t1)
+    waiter.join(10)
+    [result] = results
+    assert (result.status, result.result["counts"]) == ("failed", {"completed": 2, "failed": 1})
+    assert result.result["tenants"]["acme"]["reason"] == "exception"
+
+
 # -- without one
 
 
@@ -157,6 +210,8 @@ def test_nobody_there_is_one_clear_error(client: Client, short_dir: Path) -> Non
     calls = [
         client.status,
         client.jobs,
+        client.chains,
+        client.tenants,
         client.stop,
         lambda: client.submit("export"),
         lambda: client.submit_many([{"job": "export"}]),
@@ -165,6 +220,7 @@ def test_nobody_there_is_one_clear_error(client: Client, short_dir: Path) -> Non
         lambda: client.wait("a"),
         lambda: client.result("a"),
         lambda: client.cancel("a"),
+        lambda: client.retry("a"),
         lambda: list(client.logs("a")),
     ]
     for call in calls:

@@ -313,3 +313,18 @@ def test_sigquit_shows_stacks_and_the_daemon_goes_on(daemon: Start) -> None:
     jobd.signal(signal.SIGQUIT)
     wait_until(lambda: "most recent call first" in jobd.log)
     assert jobd.result(jobd.drop({"job": "noop"}))["status"] == "completed"
+
+
+def test_a_defect_ends_the_daemon_with_one_line_and_a_log(short_dir: Path) -> None:
+    broken = (
+        "import craft_easy_jobd.dispatcher as d; from craft_easy_jobd.cli import main\n"
+        "d.Dispatcher.look_again = lambda self: 1 / 0\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", broken, "serve", "--root", str(short_dir / "var"), "--log-format", "json"]
+    ended = subprocess.run([*command, *JOBS], capture_output=True, text=True, timeout=20, check=False)
+    assert ended.returncode == 70
+    log = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
+    assert "ZeroDivisionError" in next(record["exc_info"] for record in log if record["level"] == "CRITICAL")
+    (told,) = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
+    assert "ZeroDivisionError" in told
