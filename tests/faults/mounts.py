@@ -51,7 +51,7 @@ class Disk:
     def unmount(self) -> None:
         """Waits for processes that are on their way out: they are dead before they let go of their files."""
         wait_until(self._unmounted, within=10)
-        # Who looks at the mount in this moment holds it a little longer: mounted again at once, it would be as it was.
+        # A mount namespace that others made meanwhile keeps it alive, and a file system that lives stays without power.
         wait_until(lambda: not self._alive.exists(), within=10)
 
     def _unmounted(self) -> bool:
