@@ -18,7 +18,7 @@ import msgspec
 from craft_easy_jobd.ledger_schema import CODES
 from craft_easy_jobd.states import FINAL, RunState
 from craft_easy_jobs.model import JobResult, decode_result
-from tests.faults.fault_jobs import NOTES
+from tests.faults.notes import NOTES
 from tests.support.daemon import DaemonProcess
 from tests.support.waiting import wait_until
 

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 from craft_easy_jobs import JobContext, job
-
-NOTES = "CRAFT_EASY_FAULTS_NOTES"
+from tests.faults.notes import NOTES
 
 
 def note(ctx: JobContext) -> None:
