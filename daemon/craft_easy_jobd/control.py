@@ -3,6 +3,7 @@
 Import it late: its HTTP server takes longer to import than all the rest of the daemon.
 """
 
+import contextlib
 import functools
 import grp
 import logging
@@ -83,7 +84,9 @@ class Control:
         self._api.closing = True
         self._operations.bell.ring_all()
         if self._made is not None:
-            self._made.unlink(missing_ok=True)
+            # A dead disk must not hide why the daemon ends; the next start replaces a socket that nobody serves.
+            with contextlib.suppress(OSError):
+                self._made.unlink()
             self._made = None
         await self._runner.cleanup()
 

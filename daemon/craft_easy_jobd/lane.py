@@ -29,6 +29,9 @@ class Lane:
             while not call.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([call])
+            # Nobody is left whom its error could be told; unseen, it would be logged as forgotten.
+            if not call.cancelled():
+                call.exception()
             raise
 
     def close(self) -> None:

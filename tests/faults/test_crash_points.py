@@ -11,7 +11,7 @@ from tests.faults.scale import TORTURE, chance, figures, side_by_side, whole
 
 pytestmark = [whole, pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")]
 
-SHORT_FORM = 24
+SHORT_FORM = 20
 SHORT_FAULTS = [Fault("KILL"), Fault("EIO"), Fault("ENOSPC")]
 ALL_FAULTS = [*SHORT_FAULTS, Fault("EROFS"), Fault("EDQUOT"), Fault("ENOSPC", lasting=True)]
 
