@@ -210,7 +210,7 @@ class Dispatcher:
 
     def _finished(self, results: list[tuple[Lease, Result]], written: list[bool]) -> None:
         self._ended()
-        self._bell.ring(lease.run_id for lease, _ in results)
+        self._bell.ring(each for lease, _ in results for each in (lease.run_id, lease.spec.parent_run_id) if each)
         if logger.isEnabledFor(logging.INFO):
             for (lease, result), was_written in zip(results, written, strict=True):
                 _log_end(lease, result, was_written)

@@ -6,19 +6,21 @@ when an operator retries the parent adds what is missing and nothing else.
 """
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
 from craft_easy_jobd.ledger import ChainPlan, Result, RunSpec, decode_chain, decode_fan_out
-from craft_easy_jobd.ledger_moves import add, end, reopen
+from craft_easy_jobd.ledger_moves import LOG_ACTIVE, add, end, reopen
 from craft_easy_jobd.ledger_rows import SPEC, spec_of
 from craft_easy_jobd.ledger_schema import LIVE, STATES, move, state_is
 from craft_easy_jobd.states import ACTIVE, FINAL, RunState
 from craft_easy_jobd.turns import Turns
 from craft_easy_jobs.families import Row, StepFacts, StepState, advance, chain_table, child_run_id, fan_out_table
+from craft_easy_jobs.model import timestamp
 
 _QUEUED = (
     f"SELECT run_id FROM runs WHERE {LIVE} AND {state_is(RunState.QUEUED)} AND isolation = 'none' "  # noqa: S608
@@ -36,6 +38,24 @@ _CHILDREN = (
 )
 # So many failed ones are named in the error of a fan-out; the table in its result has them all.
 _NAMED = 5
+
+
+class Gone(NamedTuple):
+    """A run that ended, as its parent's log tells of it; `name`: its tenant, or its step."""
+
+    parent: str | None
+    name: str
+    state: RunState
+    reason: str | None
+
+    @classmethod
+    def of(cls, spec: RunSpec, state: RunState, reason: str | None) -> "Gone":
+        return cls(spec.parent_run_id, spec.step or spec.tenant_id or spec.run_id, state, reason)
+
+
+class _Counts(NamedTuple):
+    live: int
+    total: int
 
 
 class _Parent(NamedTuple):
@@ -72,23 +92,30 @@ def _begin(db: sqlite3.Connection, now: float, turns: Turns, run_ids: Sequence[s
         if parent is not None and parent.spec.kind == "fan_out":
             _add_children(db, now, turns, run_id, _children_of(parent.spec))
             _count_live(db, run_id)
-    advance_all(db, now, turns, dict.fromkeys(run_ids, 0))
+    advance_all(db, now, turns, (), also=run_ids)
 
 
-def advance_all(db: sqlite3.Connection, now: float, turns: Turns, ended: Mapping[str | None, int]) -> None:
-    """Do what follows for parents from the end of so many of their children, and for those above them."""
-    due = {run_id: number for run_id, number in ended.items() if run_id is not None}
+def advance_all(
+    db: sqlite3.Connection, now: float, turns: Turns, gone: Iterable[Gone], *, also: Iterable[str] = ()
+) -> None:
+    """Do what follows from the end of children, for their parents and those above them; look at `also` in any case."""
+    due: dict[str, list[Gone]] = {run_id: [] for run_id in also}
+    for child in gone:
+        if child.parent is not None:
+            due.setdefault(child.parent, []).append(child)
     while due:
-        run_id, number = due.popitem()
-        if not _may_end(db, run_id, number):
+        run_id, children = due.popitem()
+        counts = _count_down(db, run_id, len(children))
+        _tell(db, now, run_id, children, counts)
+        if counts and counts.live > 0:
             continue
         parent = _parent(db, run_id)
         if parent is None or parent.state not in ACTIVE:
             continue
         result = _advance(db, now, turns, parent)
         if result is not None and end(db, run_id, parent.token, result) and parent.spec.parent_run_id:
-            above = parent.spec.parent_run_id
-            due[above] = due.get(above, 0) + 1
+            gone_too = Gone.of(parent.spec, result.state, result.reason)
+            due.setdefault(parent.spec.parent_run_id, []).append(gone_too)
 
 
 def live_children(db: sqlite3.Connection, run_id: str) -> list[str]:
@@ -151,14 +178,35 @@ def _child(parent: RunSpec, template: RunSpec, *, part: str, **facts: Any) -> Ru
 
 
 def _count_live(db: sqlite3.Connection, run_id: str) -> None:
-    live = f"SELECT count(*) FROM runs WHERE parent_run_id = ?1 AND {LIVE}"  # noqa: S608
-    db.execute(f"INSERT OR REPLACE INTO fan_outs SELECT ?1, ({live})", (run_id,))
+    counts = f"SELECT ?1, count(*) FILTER (WHERE {LIVE}), count(*) FROM runs WHERE parent_run_id = ?1"  # noqa: S608
+    db.execute(f"INSERT OR REPLACE INTO fan_outs {counts}", (run_id,))
 
 
-def _may_end(db: sqlite3.Connection, run_id: str, ended: int) -> bool:
-    """False: a fan-out that has children which have not ended; nothing else needs to be read of it."""
-    row = db.execute("UPDATE fan_outs SET live = live - ? WHERE run_id = ? RETURNING live", (ended, run_id)).fetchone()
-    return row is None or row[0] <= 0
+def _count_down(db: sqlite3.Connection, run_id: str, ended: int) -> _Counts | None:
+    """Of a fan-out; while some of its children have not ended, nothing else needs to be read of it."""
+    row = db.execute(
+        "UPDATE fan_outs SET live = live - ? WHERE run_id = ? RETURNING live, total", (ended, run_id)
+    ).fetchone()
+    return row and _Counts(*row)
+
+
+def _tell(db: sqlite3.Connection, now: float, run_id: str, children: Sequence[Gone], counts: _Counts | None) -> None:
+    """Write into the parent's log which children ended; of a fan-out with how far it is."""
+    if not children:
+        return
+    percentage = (counts.total - counts.live) * 100 // counts.total if counts else None
+    moment = timestamp(datetime.fromtimestamp(now, UTC))
+    entries = [
+        {
+            "timestamp": moment,
+            "level": "progress" if child.state is RunState.COMPLETED else "warning",
+            "message": f"{child.name} {child.state}" + (f" ({child.reason})" if child.reason else ""),
+            "percentage": percentage if child.state is RunState.COMPLETED else None,
+        }
+        for child in children
+    ]
+    warnings = sum(child.state is not RunState.COMPLETED for child in children)
+    db.execute(LOG_ACTIVE, (len(entries), warnings, msgspec.json.encode(entries)[1:-1], run_id))
 
 
 def _advance(db: sqlite3.Connection, now: float, turns: Turns, parent: _Parent) -> Result | None:

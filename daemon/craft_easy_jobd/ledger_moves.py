@@ -30,6 +30,12 @@ _REOPEN = move(
     among=FINAL,
 )
 
+_TOTAL = "coalesce((SELECT {0} FROM log WHERE log.seq = runs.seq ORDER BY upto DESC LIMIT 1), 0) + ?"
+LOG_ACTIVE = (
+    f"INSERT INTO log SELECT seq, {_TOTAL.format('upto')}, {_TOTAL.format('warnings')}, ? FROM runs "  # noqa: S608
+    f"WHERE {state_is(*ACTIVE)} AND run_id = ?"
+)
+
 
 def add(db: sqlite3.Connection, now: float, specs: Sequence[RunSpec], turns: Turns) -> int:
     """Add runs as queued or scheduled; returns how many were not there before."""

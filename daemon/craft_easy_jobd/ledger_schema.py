@@ -97,8 +97,8 @@ CREATE TABLE log (
 -- `token`: of the end that is to be published; a run that is put back and ends again has another one.
 CREATE TABLE unpublished (seq INTEGER PRIMARY KEY, token INTEGER NOT NULL) STRICT;
 
--- How many children of a fan-out have not ended, so that its last child knows that it is the last.
-CREATE TABLE fan_outs (run_id TEXT PRIMARY KEY, live INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+-- How many children a fan-out has, and how many have not ended, so that its last child knows that it is the last.
+CREATE TABLE fan_outs (run_id TEXT PRIMARY KEY, live INTEGER NOT NULL, total INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
 CREATE TABLE counts (state INTEGER PRIMARY KEY, runs INTEGER NOT NULL) STRICT;
 INSERT INTO counts VALUES {", ".join(f"({code}, 0)" for code in STATES)};

@@ -1,13 +1,14 @@
 """All that changes the ledger: one function an operation, each called within a transaction of the writing thread."""
 
 import sqlite3
-from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from craft_easy_jobd import ledger_families as families
 from craft_easy_jobd.interruptions import after_interruption
 from craft_easy_jobd.ledger import Again, Cancelled, Lease, LogChunk, Result, Run, RunSpec, Submitted
-from craft_easy_jobd.ledger_moves import LEASED, add, end, end_waiting, failed, reopen, state_at
+from craft_easy_jobd.ledger_families import Gone
+from craft_easy_jobd.ledger_moves import LEASED, LOG_ACTIVE, add, end, end_waiting, failed, reopen, state_at
 from craft_easy_jobd.ledger_rows import LEASE, SPEC, lease_of
 from craft_easy_jobd.ledger_schema import CODES, DUE, LIVE, STATES, TIMED, move, state_is
 from craft_easy_jobd.states import ACTIVE, WAITING, RunState
@@ -34,14 +35,11 @@ _AGAIN = {
     )
     for state in (RunState.QUEUED, RunState.RETRYING)
 }
-_TOTAL = "coalesce((SELECT {0} FROM log WHERE log.seq = runs.seq ORDER BY upto DESC LIMIT 1), 0) + ?"
-_LOG = (
-    f"INSERT INTO log SELECT seq, {_TOTAL.format('upto')}, {_TOTAL.format('warnings')}, ? FROM runs "  # noqa: S608
-    f"WHERE {LEASED} AND {state_is(*ACTIVE)}"
-)
+_LOG = LOG_ACTIVE + " AND token = ?"
 _ABANDONED = (
-    "SELECT run_id, parent_run_id, token, attempt, interruptions, on_interrupt, cancel_requested, "  # noqa: S608
-    f"started_at FROM runs WHERE {LIVE} AND {state_is(*ACTIVE)} AND isolation != 'none' LIMIT ?"
+    "SELECT run_id, parent_run_id, coalesce(step, tenant_id, run_id), token, attempt, interruptions, "  # noqa: S608
+    f"on_interrupt, cancel_requested, started_at FROM runs "
+    f"WHERE {LIVE} AND {state_is(*ACTIVE)} AND isolation != 'none' LIMIT ?"
 )
 
 
@@ -89,8 +87,12 @@ def finish(
     # Who lost the lease lost the right to go on as well: the new owner will submit the successors.
     if then and any(ended):
         add(db, now, then, turns)
-    written = [lease for (lease, _), was_written in zip(results, ended, strict=True) if was_written]
-    families.advance_all(db, now, turns, Counter(lease.spec.parent_run_id for lease in written))
+    gone = [
+        Gone.of(lease.spec, result.state, result.reason)
+        for (lease, result), was_written in zip(results, ended, strict=True)
+        if was_written
+    ]
+    families.advance_all(db, now, turns, gone)
     return ended
 
 
@@ -107,37 +109,46 @@ def _put_back(db: sqlite3.Connection, now: float, again: Again) -> bool:
 
 
 def cancel(db: sqlite3.Connection, now: float, turns: Turns, run_id: str) -> Cancelled | None:
-    stopping: list[str] = []
-    ended: Counter[str | None] = Counter()
-    if not _cancel(db, now, run_id, stopping, ended):
+    found = _Cancel([], [], [])
+    if not _cancel(db, now, run_id, found):
         return None
-    families.advance_all(db, now, turns, ended)
+    families.advance_all(db, now, turns, found.gone, also=found.parents)
     (code,) = db.execute("SELECT state FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-    return Cancelled(STATES[code], stopping)
+    return Cancelled(STATES[code], found.stopping)
 
 
-def _cancel(db: sqlite3.Connection, now: float, run_id: str, stopping: list[str], ended: Counter[str | None]) -> bool:
-    """Cancel a run and all below it; what has to be told of it goes into the two collections. False: no such run."""
+class _Cancel(NamedTuple):
+    """What a cancel found: attempts to stop, runs that ended by it, and active parents.
+
+    The parents are looked at once more in any case: a chain may be between two steps.
+    """
+
+    stopping: list[str]
+    gone: list[Gone]
+    parents: list[str]
+
+
+def _cancel(db: sqlite3.Connection, now: float, run_id: str, found: _Cancel) -> bool:
+    """Cancel a run and all below it. False: no such run."""
     row = db.execute(
-        "SELECT state, token, attempt, isolation, parent_run_id FROM runs WHERE run_id = ?", (run_id,)
+        "SELECT state, token, attempt, isolation, parent_run_id, step, tenant_id FROM runs WHERE run_id = ?", (run_id,)
     ).fetchone()
     if row is None:
         return False
-    code, token, attempt, isolation, parent = row
+    code, token, attempt, isolation, parent, step, tenant_id = row
     state = STATES[code]
     if state in WAITING:
         end_waiting(db, run_id, token, failed("cancelled", "cancelled before it started", now, now, attempt))
-        ended[parent] += 1
+        found.gone.append(Gone(parent, step or tenant_id or run_id, RunState.FAILED, "cancelled"))
     elif state in ACTIVE:
         if state is RunState.RUNNING:
             db.execute(_STOP, (run_id,))
         if isolation == "none":
             for child in families.live_children(db, run_id):
-                _cancel(db, now, child, stopping, ended)
-            # Also without a child that ends by it: a chain between two steps is looked at once more.
-            ended[run_id] += 0
+                _cancel(db, now, child, found)
+            found.parents.append(run_id)
         else:
-            stopping.append(run_id)
+            found.stopping.append(run_id)
     return True
 
 
@@ -165,8 +176,8 @@ def mark_published(db: sqlite3.Connection, ended: Sequence[Run]) -> None:
 def reap(db: sqlite3.Connection, now: float, turns: Turns, budget: int, limit: int) -> int:
     """Settle up to `limit` runs that are active though nobody carries them out; returns how many."""
     rows = db.execute(_ABANDONED, (limit,)).fetchall()
-    ended: Counter[str | None] = Counter()
-    for run_id, parent, token, attempt, interruptions, on_interrupt, cancel_requested, started_at in rows:
+    gone = []
+    for run_id, parent, name, token, attempt, interruptions, on_interrupt, cancel_requested, started_at in rows:
         verdict = after_interruption(on_interrupt, interruptions + 1, budget, bool(cancel_requested))
         if verdict == "again":
             lease = (None, 0, 1, None, run_id, token)
@@ -174,8 +185,8 @@ def reap(db: sqlite3.Connection, now: float, turns: Turns, budget: int, limit: i
         else:
             error = f"the daemon died under attempt {attempt}, interruption {interruptions + 1} of this run"
             end(db, run_id, token, failed(verdict, error, started_at, now, attempt))
-            ended[parent] += 1
-    families.advance_all(db, now, turns, ended)
+            gone.append(Gone(parent, name, RunState.FAILED, verdict))
+    families.advance_all(db, now, turns, gone)
     return len(rows)
 
 

@@ -91,6 +91,23 @@ async def test_a_fan_out_fails_when_a_tenant_did(ledger: Ledger) -> None:
     assert run.result.error == "1 of 2 tenants failed: a"
 
 
+async def test_the_log_of_a_parent_tells_of_its_children(ledger: Ledger) -> None:
+    await ledger.submit([fan_out("p", "a", "b", "c")])
+    leases = await claimed(ledger)
+    await ledger.finish([(leases["p.a"], good())])
+    await ledger.finish([(leases["p.b"], bad("timed_out"))])
+    await ledger.finish([(leases["p.c"], bad("cancelled"))])
+    entries, count = await ledger.read_log("p")
+    assert [(entry["level"], entry["message"], entry["percentage"]) for entry in json.loads(entries)] == [
+        ("progress", "a completed", 33),
+        ("warning", "b failed (timed_out)", None),
+        ("warning", "c failed (cancelled)", None),
+    ]
+    run = await ledger.get("p")
+    assert run is not None
+    assert (count, run.log_count, run.warnings) == (3, 3, 2)
+
+
 async def test_a_fan_out_over_nobody_is_completed(ledger: Ledger) -> None:
     await ledger.submit([fan_out("p")])
     await claimed(ledger)

@@ -63,8 +63,9 @@ def tour(daemon: DaemonProcess) -> list[str]:
         daemon.drop({"run_id": run_id, **stop.request})
         print(f"{run_id}.json  {json.dumps(stop.request)}")
 
-    say("Following one of them: craft-easy-jobd logs --follow settlement")
-    follow(daemon, "settlement")
+    # A job that is per_tenant has a child run for each tenant, here for one.
+    say("Following one of them: craft-easy-jobd logs --follow settlement.acme")
+    follow(daemon, "settlement.acme")
 
     say("One JobResult file for each, in results/")
     problems = [problem for run_id, stop in STOPS.items() for problem in show(daemon.result(run_id), stop)]
