@@ -4,7 +4,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypedDict, Unpack
 
@@ -151,12 +151,12 @@ class JobRunner:
             loop.close()
 
     async def _carry_out_signalled(self, run: UnderWay, on_signal: Callable[[int], None] | None) -> JobResult:
-        with _signals(run, on_signal):
+        with _signals(run, on_signal, asyncio.get_running_loop()):
             return await self._carry_out(run)
 
 
 @contextmanager
-def _signals(run: UnderWay, on_signal: Callable[[int], None] | None) -> Iterator[None]:
+def _signals(run: UnderWay, on_signal: Callable[[int], None] | None, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -169,13 +169,24 @@ def _signals(run: UnderWay, on_signal: Callable[[int], None] | None) -> Iterator
         if on_signal is not None:
             on_signal(count)
 
-    # Python's own handlers, not the loop's: a job that blocks the loop hears of a stop, too.
-    former = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in former:
+        # The loop's handler wakes it: a signal that comes just before it sleeps, or in another thread, would wait.
+        with suppress(NotImplementedError):  # Windows, where every loop is woken
+            loop.add_signal_handler(number, _noop)
+        # Python's own takes it, not the loop's: a job that blocks the loop hears of a stop, too.
+        signal.signal(number, take)
     try:
         yield
     finally:
         for number, handler in former.items():
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
             signal.signal(number, handler)
+
+
+def _noop() -> None:
+    """Nothing is to be done on the loop."""
 
 
 def _sweep(loop: asyncio.AbstractEventLoop, seconds: float) -> None:

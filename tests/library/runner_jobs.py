@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -129,6 +131,15 @@ async def polls(ctx: JobContext) -> str:
 
 @job(name="deaf", timeout_seconds=30, grace_seconds=5, retries=3)
 async def deaf(ctx: JobContext) -> None:
+    await ctx.log("READY")
+    await asyncio.sleep(60)
+
+
+@job(name="hears-elsewhere", timeout_seconds=30, grace_seconds=5)
+async def hears_elsewhere(ctx: JobContext) -> None:
+    """The kernel gives signals to another thread, while the loop's one sleeps in the kernel."""
+    threading.Thread(target=time.sleep, args=[60], daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     await ctx.log("READY")
     await asyncio.sleep(60)
 

@@ -254,8 +254,9 @@ def test_the_first_signal_asks_the_job_to_stop(number: signal.Signals) -> None:
     assert "Asked the job to stop; once more to cut it off." in stderr
 
 
-def test_the_second_signal_cuts_the_job() -> None:
-    with running("deaf") as process:
+@pytest.mark.parametrize("name", ["deaf", "hears-elsewhere"])
+def test_the_second_signal_cuts_the_job(name: str) -> None:
+    with running(name) as process:
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         while "Asked the job to stop" not in process.stderr.readline():
