@@ -22,7 +22,7 @@ Kind = Literal["job", "fan_out", "chain"]
 Lane = Isolation | Literal["none"]
 
 
-class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
+class RunSpec(msgspec.Struct, frozen=True):
     """A run as admitted: all that is needed to carry it out, whatever becomes of the request file.
 
     `params` is a JSON object as bytes. `isolation` and `on_interrupt` are the job's at the time of admission. A run of
@@ -149,7 +149,7 @@ class LogChunk(NamedTuple):
     warnings: int
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class Run(msgspec.Struct, frozen=True):
     """All that the ledger knows of a run, without its log.
 
     `reason` of a run that is not final says what ended its last attempt. `next_at`: when a scheduled or retrying run
