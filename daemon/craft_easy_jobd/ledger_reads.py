@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from craft_easy_jobd.errors import LedgerError
-from craft_easy_jobd.ledger import Ended, Run
+from craft_easy_jobd.ledger import Ended, RequestFile, Run, Slice
 from craft_easy_jobd.ledger_rows import SELECT_RUNS, SELECT_UNPUBLISHED, ended_run, run_of
 from craft_easy_jobd.ledger_schema import LIVE, open_reader, state_is
 from craft_easy_jobd.states import FINAL, RunState
@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 MAX_UNPUBLISHED_BYTES = 64 * 1024 * 1024
 _WHOLE_LOG = "SELECT upto, warnings, entries FROM log WHERE seq = ? ORDER BY upto"
+_files = msgspec.msgpack.Decoder(list[RequestFile])
 _entries = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -110,6 +111,11 @@ def _without_read(entries: bytes, unread: int) -> bytes:
     """The last `unread` entries of the first chunk: a reader may have stopped in the middle of it."""
     decoded = _entries.decode(_array([entries]))
     return entries if len(decoded) <= unread else b",".join(map(bytes, decoded[-unread:]))
+
+
+def slices(db: sqlite3.Connection) -> list[Slice]:
+    rows = db.execute("SELECT number, files, named FROM slices ORDER BY number")
+    return [Slice(number, _files.decode(files), bool(named)) for number, files, named in rows]
 
 
 def unpublished(db: sqlite3.Connection, limit: int) -> list[Ended]:

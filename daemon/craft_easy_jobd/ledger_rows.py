@@ -5,7 +5,7 @@ from typing import Any
 
 from craft_easy_jobd.ledger import Lease, Result, Run, RunSpec
 from craft_easy_jobd.ledger_schema import LIVE, STATES
-from craft_easy_jobd.states import FINAL, RunState
+from craft_easy_jobd.states import FINAL
 
 # The columns of a spec have the names of its fields, those of a result too but for `attempt`.
 SPEC = RunSpec.__struct_fields__
@@ -21,6 +21,7 @@ _SPEC_AT = slice(2, 2 + len(SPEC))
 _RESULT_AT = slice(_SPEC_AT.stop, _SPEC_AT.stop + len(RESULT))
 _OWN_AT = slice(_RESULT_AT.stop, None)
 _VALIDATE_AT = SPEC.index("validate")
+_CANCEL_REQUESTED_AT = Run.__struct_fields__.index("cancel_requested")
 
 _COLUMNS = ", ".join(f"runs.{name}" for name in _ROW)
 SELECT_RUNS = f"SELECT {', '.join((_COLUMNS, *_LOGGED, _PUBLISHED))} FROM runs"  # noqa: S608
@@ -33,7 +34,9 @@ SELECT_UNPUBLISHED = (
 
 def spec_of(values: Sequence[Any]) -> RunSpec:
     """From the values of the SPEC columns."""
-    return RunSpec(*values[:_VALIDATE_AT], bool(values[_VALIDATE_AT]), *values[_VALIDATE_AT + 1 :])
+    fields = list(values)
+    fields[_VALIDATE_AT] = bool(fields[_VALIDATE_AT])
+    return RunSpec(*fields)
 
 
 def lease_of(values: Sequence[Any]) -> Lease:
@@ -53,7 +56,6 @@ def ended_run(row: Sequence[Any], warnings: int, log_count: int, *, published: b
     """From a row of SELECT_UNPUBLISHED, and what its log says."""
     state = STATES[row[1]]
     result = Result(state, *row[_RESULT_AT]) if state in FINAL else None
-    *counts, cancel_requested, requested_at, next_at, started_at = row[_OWN_AT]
-    times = (requested_at, next_at, started_at)
-    own = (*counts, bool(cancel_requested), *times)
-    return Run(row[0], spec_of(row[_SPEC_AT]), state, *own, result, warnings, log_count, published)
+    fields = [row[0], spec_of(row[_SPEC_AT]), state, *row[_OWN_AT], result, warnings, log_count, published]
+    fields[_CANCEL_REQUESTED_AT] = bool(fields[_CANCEL_REQUESTED_AT])
+    return Run(*fields)
