@@ -16,6 +16,7 @@ for many files at a time.
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -67,6 +68,7 @@ class Spool:
         self._trouble = Trouble(logger)
         self._leftovers = True
         self._number = 0
+        self._submitted: deque[_Submitted] = deque()
         self._committed: list[Slice] = []
         self._unlinked: list[Slice] = []
         self._refused: Refused = []
@@ -92,6 +94,7 @@ class Spool:
             with self._watch.open():
                 while True:
                     self._hint.clear()
+                    self._watch.arm()
                     if not (await self._attempt(self._look_through) and await self._rest()):
                         await asyncio.sleep(self._trouble.delay)
         except asyncio.CancelledError:
@@ -138,8 +141,8 @@ class Spool:
     async def _look_through(self) -> None:
         await self._take_leftovers()
         await self._take(self._intake.incoming())
-        while self._intake.more:
-            await self._take(self._intake.incoming())
+        if self._intake.more:
+            self._hint.set()
 
     async def _take_leftovers(self) -> None:
         if self._leftovers:
@@ -149,16 +152,13 @@ class Spool:
 
     async def _take(self, slices: Slices) -> None:
         """Claim each slice while the one before it is being committed."""
-        submitted: _Submitted | None = None
         with contextlib.closing(slices):
-            try:
-                while (claims := await self._lane.call(self._advance, slices)) is not None:
-                    before, submitted = submitted, self._submit_slice(claims)
-                    await self._hear(before)
-                    if sum(len(each.files) for each in self._committed) >= LET_GO_FILES:
-                        await self._let_go()
-            finally:
-                await self._hear(submitted)
+            while (claims := await self._lane.call(self._advance, slices)) is not None:
+                self._submit_slice(claims)
+                await self._hear(but=1)
+                if sum(len(each.files) for each in self._committed) >= LET_GO_FILES:
+                    await self._let_go()
+        await self._hear()
         await self._lane.call(self._reject_refused)
 
     def _advance(self, slices: Slices) -> list[Claim] | None:
@@ -172,31 +172,35 @@ class Spool:
         self._intake.reject(self._refused)
         self._refused = []
 
-    def _submit_slice(self, claims: Sequence[Claim]) -> "_Submitted | None":
+    def _submit_slice(self, claims: Sequence[Claim]) -> None:
         good = [(claim, claim.run) for claim in claims if isinstance(claim.run, RunSpec)]
         self._refused += [(claim, claim.run) for claim in claims if isinstance(claim.run, RequestError)]
-        if not good:
-            return None
-        self._number += 1
-        came_in = Slice(self._number, [claim.file for claim, _ in good])
-        return _Submitted([claim for claim, _ in good], came_in, self._submit([run for _, run in good], came_in))
+        if good:
+            self._number += 1
+            came_in = Slice(self._number, [claim.file for claim, _ in good])
+            answers = self._submit([run for _, run in good], came_in)
+            self._submitted.append(_Submitted([claim for claim, _ in good], came_in, answers))
 
-    async def _hear(self, submitted: "_Submitted | None") -> None:
-        """Take in what the ledger says of a slice."""
-        if submitted is None:
-            return
-        claims, came_in, future = submitted
-        answers = await future
-        self._refused += [
-            (claim, _used_before(answer)) for claim, answer in zip(claims, answers, strict=True) if answer.duplicate
-        ]
-        if files := [file for file, answer in zip(came_in.files, answers, strict=True) if not answer.duplicate]:
-            self._committed.append(Slice(came_in.number, files))
+    async def _hear(self, *, but: int = 0) -> None:
+        """Take in what the ledger says of the slices that were submitted, `but` the last ones."""
+        while len(self._submitted) > but:
+            # Who is cancelled while it waits hears it later.
+            await asyncio.wait([self._submitted[0].answers])
+            claims, came_in, future = self._submitted.popleft()
+            answers = future.result()
+            self._refused += [
+                (claim, _used_before(answer)) for claim, answer in zip(claims, answers, strict=True) if answer.duplicate
+            ]
+            if files := [file for file, answer in zip(came_in.files, answers, strict=True) if not answer.duplicate]:
+                self._committed.append(Slice(came_in.number, files))
 
     # -- letting go
 
     async def _recall(self) -> None:
         """Let go of all that the ledger keeps in mind, wherever a crash or a power cut left it."""
+        while self._submitted:
+            with contextlib.suppress(LedgerError):
+                await self._hear()
         slices = await self._ledger.slices()
         self._number = max([self._number, *(each.number for each in slices)])
         await self._lane.call(
@@ -206,6 +210,7 @@ class Spool:
         await self._let_go_of_all()
 
     async def _let_go_of_all(self) -> None:
+        await self._hear()
         while self._committed or self._unlinked:
             await self._let_go()
 

@@ -116,8 +116,8 @@ MUTANTS = [
         (
             Change(
                 "spool.py",
-                "        self._number += 1\n",
-                "        self._number += 1\n        self._intake.remove([run.run_id for _, run in good])\n",
+                "            self._number += 1\n",
+                "            self._number += 1\n            self._intake.remove([run.run_id for _, run in good])\n",
             ),
         ),
         crash_points("spool", "unlinkat", "KILL"),
