@@ -81,6 +81,8 @@ class Intake:
             settings.rejected_dir: PRIVATE,
         }
         self._before_look = before_look
+        # What lies in claimed/, which is ours alone: to ask the folder for each run id would cost as much as a claim.
+        self._claimed: set[str] = set()
 
     def prepare(self) -> None:
         """Make the folders.
@@ -135,6 +137,7 @@ class Intake:
             for run_id in run_ids:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{run_id}.json", dir_fd=folders.claimed)
+                self._claimed.discard(run_id)
 
     def reject(self, refused: Sequence[tuple[Claim, RequestError]]) -> None:
         """Reject claimed files, each for its reason. Twice is harmless."""
@@ -144,6 +147,7 @@ class Intake:
             for claim, error in refused:
                 with contextlib.suppress(FileNotFoundError):
                     _reject(f"{claim.run_id}.json", error, claim.uid, folders.claimed, claim.dropped, folders)
+                self._claimed.discard(claim.run_id)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[_Folders]:
@@ -201,10 +205,12 @@ class Intake:
         request = decode_request(data)
         run_id = request.run_id or new_run_id()
         spec = admit(request, self.catalogue, run_id=run_id, requested_by=user_name(status.st_uid))
-        target = f"{run_id}.json"
-        if request.run_id and exists(target, folders.claimed):
+        if run_id in self._claimed:
             raise RequestError("run_id", f"{run_id!r} is being admitted already; choose another one")
-        return _claim(run_id, name, status, spec) if _move(name, target, status.st_ino, folders) else None
+        if not _move(name, f"{run_id}.json", status.st_ino, folders):
+            return None
+        self._claimed.add(run_id)
+        return _claim(run_id, name, status, spec)
 
     def _look_again(self, name: str, claimed: int) -> Claim | None:
         run_id = name.removesuffix(".json")
@@ -217,6 +223,7 @@ class Intake:
                 run = admit(request, self.catalogue, run_id=run_id, requested_by=user_name(status.st_uid))
             except RequestError as error:
                 run = error
+            self._claimed.add(run_id)
             return _claim(run_id, name, status, run)
         return None
 
