@@ -35,7 +35,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         jobs: modules that register jobs.
         slots: attempts side by side.
         tenants: `module:name` of a callable that lists them.
-        max_log_bytes, max_result_bytes: of one attempt.
+        max_log_bytes, max_result_bytes, max_log_rate: of one attempt, see Bounds.
         board: file for the mark of the attempt whose turn it is; -1: none.
         stack: file for the loop's stack, when it is asked for by signal; -1: none.
         cgroup: folder of the cgroup to enter.
@@ -48,6 +48,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     tenants: str | None = None
     max_log_bytes: int = 16 * 1024 * 1024
     max_result_bytes: int = 64 * 1024 * 1024
+    max_log_rate: int = 1000
     board: int = -1
     stack: int = -1
     cgroup: str | None = None

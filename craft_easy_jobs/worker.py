@@ -59,7 +59,7 @@ def main() -> None:
             validators,
             board,
             slots=options.slots,
-            bounds=Bounds(options.max_log_bytes, options.max_result_bytes),
+            bounds=Bounds(options.max_log_bytes, options.max_result_bytes, options.max_log_rate),
             tenants=options.tenants,
         )
         workload.loop.set_default_executor(Threads(thread_name_prefix="asyncio"))

@@ -305,6 +305,7 @@ class Pool:
             tenants=settings.tenants if settings.tenants and ":" in settings.tenants else None,
             max_log_bytes=settings.max_log_bytes,
             max_result_bytes=settings.max_result_bytes,
+            max_log_rate=settings.max_log_rate,
             board=probe.board,
             stack=probe.stack,
             cgroup=self._containment.cgroup(name),

@@ -174,6 +174,13 @@ def _socket() -> int:
     return int(json.loads(sys.argv[1])["fd"])
 
 
+@job(name="storm")
+async def storm(ctx: JobContext) -> int:
+    for number in range(5000):
+        await ctx.log(str(number))
+    return len(ctx.get_logs())
+
+
 @job(name="environment")
 async def environment(ctx: JobContext) -> dict[str, str]:
     return dict(os.environ)
