@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import DaemonProcess
+from tests.support.processes import wait_ended
 from tests.support.waiting import wait_until
 
 Start = Callable[..., DaemonProcess]
@@ -184,10 +185,10 @@ def test_a_killed_daemon_loses_nothing(daemon: Start) -> None:
     polite, once = jobd.drop({"job": "polite"}), jobd.drop({"job": "once"})
     started(jobd, polite)
     started(jobd, once)
-    workers = [worker["pid"] for worker in jobd.status()["workers"]]
+    workers = [process for process in jobd.processes() if process.pid != jobd.pid]
+    assert workers
     jobd.kill()
-    for pid in workers:
-        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+    wait_ended(workers)
     jobd.start()
     assert jobd.result(once)["reason"] == "interrupted"
     wait_until(lambda: [(r["run_id"], r["attempt"]) for r in jobd.status()["running"]] == [(polite, 2)])
