@@ -180,6 +180,22 @@ def test_a_delegated_cgroup_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert list(containment.arguments("w1")) == [f"--cgroup={tmp_path}/craft-easy-jobs-x-w1"]
 
 
+def test_leftovers_in_a_cgroup_are_counted_though_they_die_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    group = tmp_path / "craft-easy-jobs-x-w1"
+    group.mkdir()
+    procs, kill = group / "cgroup.procs", group / "cgroup.kill"
+    procs.write_text("4711\n4712\n")
+
+    def write(path: Path, text: str) -> None:
+        assert (path, text) == (kill, "1")
+        procs.write_bytes(b"")
+
+    monkeypatch.setattr(Path, "write_text", write)
+    assert Cgroups(tmp_path, "x").sweep_leftovers() == [4711, 4712]
+
+
 def test_a_folder_that_is_no_cgroup_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no folder of a cgroup2 tree"):
         contain(str(tmp_path), "x")
