@@ -15,11 +15,13 @@ import psutil
 import pytest
 import uvloop
 
+from tests.faults.scale import FIGURE, SEED, TORTURE
 from tests.support.daemon import DaemonProcess
 from tests.support.processes import carrying, children, kill_all
 from tests.support.waiting import wait_until
 
-# Inherited by everything that the tests start, so that what left the process tree is found too.
+# Inherited by everything that the tests start, so that what left the process tree is found too. When several processes
+# share the tests, this is run in each: one does not see what the tests of another have started.
 _MARK_NAME, _MARK_VALUE = "CRAFT_EASY_TEST_SESSION", uuid.uuid4().hex
 os.environ[_MARK_NAME] = _MARK_VALUE
 
@@ -108,3 +110,24 @@ def daemon(short_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
         log = process.log
         process.close()
         print(f"--- log of the daemon on {process.root}\n{log}")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Daemons under fault and load run one after the other, in one of the processes that share the tests."""
+    if item.nodeid.startswith(("tests/system/", "tests/faults/")):
+        item.add_marker(pytest.mark.xdist_group("daemons"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The fault suite says how it was run. Here, since the process that prints may be one that ran no tests."""
+    reports = [report for each in terminalreporter.stats.values() for report in each]
+    faults = [report for report in reports if getattr(report, "nodeid", "").startswith("tests/faults/")]
+    if not faults:
+        return
+    terminalreporter.section("faults")
+    form = "whole" if TORTURE else "short form; `make torture` runs all"
+    terminalreporter.line(f"CRAFT_EASY_FAULTS_SEED={SEED} ({form})")
+    for report in faults:
+        for name, figure in getattr(report, "user_properties", ()) if getattr(report, "when", "") == "teardown" else ():
+            if name == FIGURE:
+                terminalreporter.line(figure)
