@@ -87,7 +87,7 @@ def test_chains_are_listed_drawn_and_checked(tmp_path: Path) -> None:
     assert "lenient" in [chain["name"] for chain in result_of(craft("chain", "list", "--json", *JOBS))]
     assert craft("chain", "show", "diamond", *JOBS).stdout == DIAMOND
     assert result_of(craft("chain", "show", "diamond", "--json", *JOBS))["steps"][1]["depends_on"] == ["first"]
-    assert craft("chain", "check", *JOBS).stdout == "6 chains, 0 problems\n"
+    assert craft("chain", "check", *JOBS).stdout == "7 chains, 0 problems\n"
     source = (
         "from craft_easy_jobs import *\n@job(name='a')\nasync def a(ctx): ...\nchain('c', steps=[ChainStep('gone')])\n"
     )
