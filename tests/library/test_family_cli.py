@@ -98,6 +98,21 @@ def test_chains_are_listed_drawn_and_checked(tmp_path: Path) -> None:
     assert process.stderr == f"Error: {problem}\n"
 
 
+def test_check_names_the_step_whose_schema_is_no_schema(tmp_path: Path) -> None:
+    source = (
+        "from craft_easy_jobs import *\n"
+        "@job(name='a', params_schema={'period': {'type': 'strnig'}})\nasync def a(ctx): ...\n"
+        "@job(name='b', params_schema={'period': {'type': 'string'}})\nasync def b(ctx): ...\n"
+        "chain('c', steps=[ChainStep('a'), ChainStep('b')])\n"
+    )
+    (tmp_path / "my_jobs.py").write_text(source)
+    process = craft("chain", "check", "--json", "--jobs", "my_jobs.py", cwd=tmp_path)
+    [problem] = result_of(process, 1)["problems"]
+    assert re.fullmatch(
+        r"chain 'c' at .*my_jobs\.py:6: step 'a': params_schema\.period\.type: 'strnig' is not valid .*", problem
+    )
+
+
 def test_a_chain_runs_with_each_line_naming_its_step() -> None:
     process = craft("chain", "run", "diamond", *JOBS, "-p", "fail=left")
     result = result_of(process, 1)
