@@ -77,6 +77,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     validate: bool = True
 
 
+_encode = msgspec.json.Encoder().encode
 _request_decoder = msgspec.json.Decoder(Request)
 _FIELD = re.compile(r" - at `\$\.?(?:key in )?([^`]*)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
@@ -179,10 +180,8 @@ def encode_result(result: JobResult) -> bytes:
 
     `result`, `params` and `logs` may be `msgspec.Raw`: what is already JSON is not encoded again.
     """
-    document = {name: getattr(result, name) for name in JobResult.__dataclass_fields__}
-    document["started_at"] = timestamp(result.started_at)
-    document["completed_at"] = result.completed_at and timestamp(result.completed_at)
-    return msgspec.json.encode(document) + b"\n"
+    completed_at = result.completed_at and timestamp(result.completed_at)
+    return _encode({**vars(result), "started_at": timestamp(result.started_at), "completed_at": completed_at}) + b"\n"
 
 
 def decode_result(data: bytes) -> JobResult:

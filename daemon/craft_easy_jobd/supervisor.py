@@ -123,9 +123,9 @@ class Supervisor:
         )
         self._spool = Spool(
             settings,
+            self._ledger,
             submit=self._service.admitted,
             catalogue=lambda: self._workforce.catalogue,
-            find=self._ledger.get,
         )
 
     # -- life
