@@ -141,9 +141,10 @@ def test_a_daemon_that_a_job_started_does_not_kill_itself() -> None:
 
 def test_looking_for_leftovers_does_not_take_long() -> None:
     sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(300)]
-    started = time.monotonic()
+    # Of its own processor time: others may keep the processors busy.
+    started = time.thread_time()
     assert kill_leftovers(ProcessTrees("mine")) == 0
-    seconds = time.monotonic() - started
+    seconds = time.thread_time() - started
     for sleeper in sleepers:
         sleeper.kill()
         sleeper.wait()

@@ -68,7 +68,7 @@ class Recorder:
         self.gone[worker.name] = (returncode, problem)
         self._changed.set()
 
-    async def until(self, fact: Callable[[], Any], within: float = 15.0) -> Any:
+    async def until(self, fact: Callable[[], Any], within: float = 30.0) -> Any:
         async with asyncio.timeout(within):
             while not (value := fact()):
                 self._changed.clear()

@@ -38,7 +38,7 @@ def ended(process: psutil.Process) -> bool:
         return True
 
 
-def wait_ended(processes: Iterable[psutil.Process], *, within: float = 10.0) -> None:
+def wait_ended(processes: Iterable[psutil.Process], *, within: float = 30.0) -> None:
     """Wait for the end of processes, whoever their parent is."""
     left = list(processes)
 
@@ -52,7 +52,7 @@ def wait_ended(processes: Iterable[psutil.Process], *, within: float = 10.0) -> 
         raise AssertionError(f"not gone within {within} s: {left}") from None
 
 
-def kill_all(processes: Iterable[psutil.Process], *, within: float = 10.0) -> None:
+def kill_all(processes: Iterable[psutil.Process], *, within: float = 30.0) -> None:
     """Kill processes and wait for their end; those that ended already are passed over."""
     victims = list(processes)
     for process in victims:
