@@ -120,14 +120,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The fault suite says how it was run. Here, since the process that prints may be one that ran no tests."""
-    reports = [report for each in terminalreporter.stats.values() for report in each]
-    faults = [report for report in reports if getattr(report, "nodeid", "").startswith("tests/faults/")]
+    told = (each for reports in terminalreporter.stats.values() for each in reports)
+    faults = [each for each in told if isinstance(each, pytest.TestReport) and each.nodeid.startswith("tests/faults/")]
     if not faults:
         return
     terminalreporter.section("faults")
     form = "whole" if TORTURE else "short form; `make torture` runs all"
     terminalreporter.line(f"CRAFT_EASY_FAULTS_SEED={SEED} ({form})")
-    for report in faults:
-        for name, figure in getattr(report, "user_properties", ()) if getattr(report, "when", "") == "teardown" else ():
-            if name == FIGURE:
-                terminalreporter.line(figure)
+    # What a report of an earlier phase carries comes again with the last one.
+    for name, figure in (fact for each in faults if each.when == "teardown" for fact in each.user_properties):
+        if name == FIGURE:
+            terminalreporter.line(str(figure))
