@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The tenant directory is read anew after this long."""
     workers: Count = max(2, os.cpu_count() or 2)
     """Shared worker processes."""
-    slots: Count = 250
+    slots: Count = 500
     """Attempts side by side in one shared worker."""
     dedicated_workers: Count = 4
     """Most workers at a time for jobs with isolation="process"."""

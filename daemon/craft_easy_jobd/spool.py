@@ -35,7 +35,7 @@ logger = logging.getLogger("craft_easy_jobd.spool")
 
 # So many files wait in claimed/ for their syncs at the most, and so long when nothing else is to be done.
 LET_GO_FILES = 1000
-_LET_GO_SECONDS = 0.05
+_LET_GO_SECONDS = 0.01
 
 Refused: TypeAlias = list[tuple[Claim, RequestError]]
 

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
@@ -34,6 +34,9 @@ from craft_easy_jobd.states import ACTIVE, RunState
 from craft_easy_jobd.status import Status
 from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.errors import CraftEasyJobsError
+
+if TYPE_CHECKING:
+    from craft_easy_jobd.control import Control
 
 logger = logging.getLogger("craft_easy_jobd")
 
@@ -93,6 +96,7 @@ class Supervisor:
         self._tasks = tasks
         self._started = time.monotonic()
         self._ready = False
+        self._reachable = asyncio.Event()
         self._failing = False
         self._attempts = Attempts()
         self._containment = contain(settings.cgroup, instance_of(settings.state_dir))
@@ -153,9 +157,9 @@ class Supervisor:
         undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
         await undo.enter_async_context(self._running(self._watch.run(), "watch over the workers"))
         undo.callback(self._spool.close)
+        await undo.enter_async_context(self._running(self._control(), "control"))
         await self._recover()
         await undo.enter_async_context(self._published())
-        await undo.enter_async_context(self._controlled())
         await self._catalogue_or_stop()
 
     async def _recover(self) -> None:
@@ -167,6 +171,7 @@ class Supervisor:
         self._dispatcher.open()
         await self._spool.recover()
         async with self._running(self._spool.run(), "spool"), self._running(self._tick(), "tick"):
+            await self._reachable.wait()
             self._ready = True
             notify("READY=1")
             jobs = len(self._workforce.catalogue.jobs)
@@ -198,15 +203,14 @@ class Supervisor:
         finally:
             self._publisher.close()
 
-    @contextlib.asynccontextmanager
-    async def _controlled(self) -> AsyncIterator[None]:
-        # Imported here: its HTTP server takes longer to import than all else, and workers start meanwhile.
-        from craft_easy_jobd.control import Control
-
-        control = Control(self._service)
+    async def _control(self) -> None:
+        """Answer on the control socket, until cancelled."""
+        # In a thread: its HTTP server takes longer to import than all else, and first runs need not wait for it.
+        control = (await asyncio.to_thread(_import_control))(self._service)
         await control.start()
+        self._reachable.set()
         try:
-            yield
+            await asyncio.Event().wait()
         finally:
             self._bell.ring_all()
             await control.close()
@@ -259,6 +263,12 @@ class Supervisor:
                 *self._workforce.problems,
             ],
         )
+
+
+def _import_control() -> "type[Control]":
+    from craft_easy_jobd.control import Control
+
+    return Control
 
 
 async def _raise(error: BaseException) -> None:

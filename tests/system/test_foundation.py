@@ -53,7 +53,7 @@ def test_a_dropped_request_becomes_a_result(daemon: Start) -> None:
     assert result["params"] == {"value": "å\n"}
     assert result["started_at"].endswith("+00:00")
     assert 0 <= result["duration_seconds"] < 10
-    wait_until(lambda: list((jobd.root / "spool" / "claimed").iterdir()) == [])
+    wait_until(lambda: not any((jobd.root / "spool" / "claimed").iterdir()))
     assert list((jobd.root / "results" / ".tmp").iterdir()) == []
     assert jobd.stop() == 0
 
