@@ -18,6 +18,7 @@ import uvloop
 from tests.faults.scale import FIGURE, SEED, TORTURE
 from tests.support.daemon import DaemonProcess
 from tests.support.processes import carrying, children, kill_all
+from tests.support.sharing import Sharing
 from tests.support.waiting import wait_until
 
 # Inherited by everything that the tests start, so that what left the process tree is found too. When several processes
@@ -112,10 +113,9 @@ def daemon(short_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
         print(f"--- log of the daemon on {process.root}\n{log}")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Daemons under fault and load run one after the other, in one of the processes that share the tests."""
-    if item.nodeid.startswith(("tests/system/", "tests/faults/")):
-        item.add_marker(pytest.mark.xdist_group("daemons"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return Sharing(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

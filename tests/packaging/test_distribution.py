@@ -13,9 +13,6 @@ import pytest
 import craft_easy_jobs
 from tests.support.daemon import PROJECT
 
-# They share what was built.
-pytestmark = pytest.mark.xdist_group("distribution")
-
 VERSION = craft_easy_jobs.__version__
 STEM = f"craft_easy_jobs-{VERSION}"
 
