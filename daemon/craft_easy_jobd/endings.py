@@ -21,21 +21,21 @@ class Endings:
 
     def of_run(self, lease: Lease, result: Result, written: bool) -> None:
         """An attempt was the last one of its run; not `written`: the ledger refused to hear of it."""
-        seconds = round(result.completed_at - result.started_at, 3)
         if not written:
             text, level = "late outcome refused: the run was given away since", logging.WARNING
         elif result.state is RunState.COMPLETED:
             text, level = "run completed", logging.INFO
         else:
             text, level = "run failed", logging.WARNING
-        self._tell(level, text, lease, reason=result.reason, error=result.error, seconds=seconds)
+        if self._has_room(text, level):
+            seconds = round(result.completed_at - result.started_at, 3)
+            _tell(level, text, lease, reason=result.reason, error=result.error, seconds=seconds)
 
     def of_attempt(self, again: Again) -> None:
         """An attempt ended, another one follows."""
-        text = "attempt ended, the run goes on"
-        self._tell(
-            logging.WARNING, text, again.lease, reason=again.reason, error=again.error, delay=again.delay_seconds
-        )
+        text, level = "attempt ended, the run goes on", logging.WARNING
+        if self._has_room(text, level):
+            _tell(level, text, again.lease, reason=again.reason, error=again.error, delay=again.delay_seconds)
 
     def sum_up(self) -> None:
         """Tell how many were not named since the last time; to be called once a second."""
@@ -44,11 +44,13 @@ class Endings:
                 logger.info("%s: %d more in this second, not named", text, times - LINES)
         self._told.clear()
 
-    def _tell(self, level: int, text: str, lease: Lease, **facts: Any) -> None:
+    def _has_room(self, text: str, level: int) -> bool:
         if not logger.isEnabledFor(level):
-            return
+            return False
         self._told[text] += 1
-        if self._told[text] <= LINES:
-            spec = lease.spec
-            names = {"run_id": lease.run_id, "job": spec.job, "tenant": spec.tenant_id, "attempt": lease.attempt}
-            logger.log(level, text, extra={**names, **facts})
+        return self._told[text] <= LINES
+
+
+def _tell(level: int, text: str, lease: Lease, **facts: Any) -> None:
+    names = {"run_id": lease.run_id, "job": lease.spec.job, "tenant": lease.spec.tenant_id, "attempt": lease.attempt}
+    logger.log(level, text, extra={**names, **facts})

@@ -8,7 +8,6 @@ when an operator retries the parent adds what is missing and nothing else.
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -212,7 +211,7 @@ def _tell(db: sqlite3.Connection, now: float, run_id: str, children: Sequence[Go
     if not children:
         return
     percentage = (counts.total - counts.live) * 100 // counts.total if counts else None
-    moment = timestamp(datetime.fromtimestamp(now, UTC))
+    moment = timestamp(now)
     entries = [
         {
             "timestamp": moment,

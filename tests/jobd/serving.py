@@ -27,7 +27,7 @@ from craft_easy_jobs import __version__, wire
 from craft_easy_jobs.chaining import Chain, ChainStep
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import RequestError
-from craft_easy_jobs.model import Request, timestamp, utc_now
+from craft_easy_jobs.model import Request, timestamp
 from craft_easy_jobs.tenants import Tenant, TenantDirectory
 
 T = TypeVar("T")
@@ -223,7 +223,7 @@ class Served:
     def say(self, lease: Lease, *messages: str, level: str = "info", percentage: int | None = None) -> None:
         """Log entries of an attempt."""
         entries = [
-            {"timestamp": timestamp(utc_now()), "level": level, "message": message, "percentage": percentage}
+            {"timestamp": timestamp(time.time()), "level": level, "message": message, "percentage": percentage}
             for message in messages
         ]
         data = msgspec.json.encode(entries)[1:-1]
