@@ -675,6 +675,28 @@ async def test_a_duplicate_is_answered_after_a_crash_too(
     assert run.priority == 0
 
 
+async def test_a_file_that_could_not_be_unlinked_before_a_stop_is_not_forgotten(
+    settings: Settings, desk: Desk, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next start would take it for a duplicate of its own run."""
+    real, failures = os.unlink, []
+
+    def full_once(*args: Any, **options: Any) -> None:
+        if not failures:
+            failures.append(args)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*args, **options)
+
+    monkeypatch.setattr(os, "unlink", full_once)
+    drop(incoming, b'{"job": "echo", "run_id": "a"}')
+    async with serving(settings, desk):
+        await until(lambda: failures)
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    assert rejected(settings) == set()
+    assert len(await desk.runs()) == 1
+
+
 async def test_requests_wait_in_claimed_while_the_ledger_cannot_be_written(
     settings: Settings, desk: Desk, incoming: Path
 ) -> None:
