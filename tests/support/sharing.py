@@ -2,8 +2,8 @@
 
 from xdist.scheduler import LoadScopeScheduling
 
-# Daemons under fault and load, and promises in seconds: none of these may run while another loads the machine.
-TOGETHER = ("tests/system/", "tests/faults/")
+# Daemons under fault, and promises in seconds: none of these may run while another loads the machine.
+TOGETHER = ("tests/faults/", "tests/system/test_hard_kill.py", "tests/system/test_blocked_loops.py")
 # Its tests share what was built.
 BUILT = "tests/packaging/test_distribution.py"
 
