@@ -203,5 +203,8 @@ def _explain(path: Path, error: sqlite3.Error) -> str:
         sqlite3.SQLITE_READONLY: "the file and its folder must be writable by the daemon's user",
         sqlite3.SQLITE_BUSY: "another program holds it; end that one first",
     }
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return f"{path}: cannot open the ledger: {error}; " + advice.get(code, "look at its file system")
+    code = getattr(error, "sqlite_errorcode", 0)
+    # A full disk is an I/O error, too, when the index of the write-ahead log has no room.
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
+        return f"{path}: cannot open the ledger: its disk is full, or a quota is; free some space, then start again"
+    return f"{path}: cannot open the ledger: {error}; " + advice.get(code & 0xFF, "look at its file system")

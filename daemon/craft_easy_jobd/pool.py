@@ -188,9 +188,12 @@ class Worker:
     async def _swept(self) -> None:
         """Sweep until the process has ended and nothing that its jobs started is left."""
         deadline = time.monotonic() + KILL_SECONDS
-        while (found := await self._sweep(self)) is not None or self.returncode is None:
+        # What it leaves moves to the supervisor at its end: a round that began before may see it in neither place.
+        had_ended = self.returncode is not None
+        while (found := await self._sweep(self)) is not None or not had_ended:
+            had_ended = self.returncode is not None
             self.remains = found or []
-            if not self.stuck and time.monotonic() > deadline:
+            if (found is not None or not had_ended) and not self.stuck and time.monotonic() > deadline:
                 self.stuck = True
                 self._events.worker_stuck(self, self._hanging())
             await asyncio.sleep(_HANGING_SECONDS if self.stuck else _ROUND_SECONDS)

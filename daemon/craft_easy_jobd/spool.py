@@ -220,7 +220,12 @@ class Spool:
         await self._lane.call(self._intake.sync)
         await self._ledger.let_go(named=[each.number for each in committed], gone=[each.number for each in unlinked])
         self._committed, self._unlinked = [], committed
-        await self._lane.call(self._intake.remove, [file.run_id for each in committed for file in each.files])
+        try:
+            await self._lane.call(self._intake.remove, [file.run_id for each in committed for file in each.files])
+        except OSError:
+            # Else the ledger would forget files that are still there.
+            self._committed, self._unlinked = committed, []
+            raise
 
 
 class _Submitted(NamedTuple):

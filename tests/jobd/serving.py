@@ -163,7 +163,7 @@ class Served:
         """Close the control socket, then the rest."""
         self.close_control()
         self._loop.call_soon_threadsafe(self._closed.set)
-        self._thread.join(10)
+        self._thread.join(30)
         assert not self._thread.is_alive(), "the server did not end"
 
     def close_control(self) -> None:
@@ -190,7 +190,7 @@ class Served:
             return await work(*args, **options)
 
         coroutine: Coroutine[Any, Any, T] = call()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     def tasks(self) -> set[str]:
         """What the server's loop carries out, by name of the coroutine, but for the two of this class."""
@@ -247,13 +247,13 @@ class Served:
 
     # -- calls
     def connection(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("localhost", timeout=10)
+        connection = http.client.HTTPConnection("localhost", timeout=30)
         connection.sock = self.connect()
         return connection
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.connect(str(self.socket))
         return sock
 

@@ -656,6 +656,47 @@ async def test_a_crash_at_any_step_admits_each_request_once(
     assert crashes >= 1
 
 
+@pytest.mark.parametrize("step", ["before", "after"])
+@pytest.mark.parametrize("priority", [0, 1])
+async def test_a_duplicate_is_answered_after_a_crash_too(
+    settings: Settings, desk: Desk, incoming: Path, monkeypatch: pytest.MonkeyPatch, step: str, priority: int
+) -> None:
+    """One that asks for the very same as well: only the run's own file is unlinked."""
+    drop(incoming, b'{"job": "echo", "run_id": "used", "priority": 0}', "first.json")
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    drop(incoming, json.dumps({"job": "echo", "run_id": "used", "priority": priority}).encode(), "again.json")
+    assert await crash_at(settings, desk, monkeypatch, step, 1)
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    assert rejected(settings) == {"used.json"}
+    assert reason(settings, "used.json")["field"] == "run_id"
+    (run,) = await desk.runs()
+    assert run.priority == 0
+
+
+async def test_a_file_that_could_not_be_unlinked_before_a_stop_is_not_forgotten(
+    settings: Settings, desk: Desk, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next start would take it for a duplicate of its own run."""
+    real, failures = os.unlink, []
+
+    def full_once(*args: Any, **options: Any) -> None:
+        if not failures:
+            failures.append(args)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*args, **options)
+
+    monkeypatch.setattr(os, "unlink", full_once)
+    drop(incoming, b'{"job": "echo", "run_id": "a"}')
+    async with serving(settings, desk):
+        await until(lambda: failures)
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    assert rejected(settings) == set()
+    assert len(await desk.runs()) == 1
+
+
 async def test_requests_wait_in_claimed_while_the_ledger_cannot_be_written(
     settings: Settings, desk: Desk, incoming: Path
 ) -> None:

@@ -44,7 +44,7 @@ def worker(*, parent: int | None = None) -> Iterator[tuple[subprocess.Popen[byte
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,
             )
-        ours.settimeout(10)
+        ours.settimeout(30)
         with process:
             try:
                 yield process, ours
@@ -126,13 +126,13 @@ class End:
         self.changed.set()
 
     async def until_frames(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.frames) < count and not self.lost:
                 self.changed.clear()
                 await self.changed.wait()
 
     async def until_lost(self) -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not self.lost:
                 self.changed.clear()
                 await self.changed.wait()
