@@ -162,7 +162,9 @@ class Book:
 
         def settled() -> bool:
             self.cancel_later(daemon)
-            return not self.missing() and not any(self.incoming.iterdir()) and _idle(daemon)
+            # In this order: a request is in one of the folders until its run is in the ledger.
+            waiting = any(any(folder.iterdir()) for folder in (self.incoming, self.incoming.parent / "claimed"))
+            return not self.missing() and not waiting and _idle(daemon)
 
         try:
             wait_until(settled, within=within, every=0.02)
