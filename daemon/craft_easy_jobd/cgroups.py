@@ -1,7 +1,7 @@
 """Containment by a cgroup for each worker, where a part of the cgroup2 tree is the daemon's."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,10 +28,10 @@ class Cgroups:
         self._prefix = f"craft-easy-jobs-{instance}-"
         self.environment = {MARK: instance}
 
-    def arguments(self, name: str) -> Sequence[str]:
+    def cgroup(self, name: str) -> str | None:
         path = self._path(name)
         path.mkdir(exist_ok=True)
-        return [f"--cgroup={path}"]
+        return str(path)
 
     def sweep(self, name: str, pid: int | None, spared: Collection[int]) -> list[int] | None:
         return _sweep(self._path(name))

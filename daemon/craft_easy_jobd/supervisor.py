@@ -44,6 +44,7 @@ E = TypeVar("E", bound=BaseException)
 
 _TICK_SECONDS = 1.0
 _QUIT_SECONDS = 2.0
+_IMPORT_SECONDS = 0.5
 
 
 def serve(settings: Settings) -> int:
@@ -186,13 +187,12 @@ class Supervisor:
 
     async def _catalogue_or_stop(self) -> None:
         """A module that hangs while it is imported must not keep the daemon from stopping."""
-        known = asyncio.ensure_future(self._workforce.catalogue_known())
         stop = asyncio.ensure_future(self._shutdown.asked.wait())
-        await asyncio.wait({known, stop}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {self._workforce.known, stop}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        if known.done():
-            known.result()
-        known.cancel()
+        if self._workforce.known.done():
+            self._workforce.known.result()
 
     @contextlib.asynccontextmanager
     async def _published(self) -> AsyncIterator[None]:
@@ -205,7 +205,9 @@ class Supervisor:
 
     async def _control(self) -> None:
         """Answer on the control socket, until cancelled."""
-        # In a thread: its HTTP server takes longer to import than all else, and first runs need not wait for it.
+        # Its HTTP server takes longer to import than all else: after the workers' imports, unless those take long, and
+        # in a thread, so that first runs do not wait for it.
+        await asyncio.wait({self._workforce.known}, timeout=_IMPORT_SECONDS)
         control = (await asyncio.to_thread(_import_control))(self._service)
         await control.start()
         self._reachable.set()

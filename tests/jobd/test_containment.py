@@ -178,7 +178,7 @@ def test_a_delegated_cgroup_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(cgroups, "_own", lambda: tmp_path)
     containment = contain("auto", "x")
     assert isinstance(containment, Cgroups)
-    assert list(containment.arguments("w1")) == [f"--cgroup={tmp_path}/craft-easy-jobs-x-w1"]
+    assert containment.cgroup("w1") == f"{tmp_path}/craft-easy-jobs-x-w1"
 
 
 def test_leftovers_in_a_cgroup_are_counted_though_they_die_at_once(

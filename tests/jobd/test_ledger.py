@@ -64,6 +64,16 @@ async def test_submit_is_idempotent_by_run_id(ledger: Ledger) -> None:
     assert await ledger.submit([]) == []
 
 
+async def test_a_run_that_comes_back_after_a_restart_stands_before_newer_ones(make: Callable[[], Ledger]) -> None:
+    async with opened(make()) as ledger:
+        await ledger.submit([spec("a"), spec("b")])
+        await ledger.claim(2)
+    async with opened(make()) as ledger:
+        await ledger.submit([spec("newer")])
+        await ledger.reap(budget=3)
+        assert [lease.run_id for lease in await ledger.claim(3)] == ["a", "b", "newer"]
+
+
 async def test_the_files_of_new_runs_are_kept_in_mind_until_they_are_let_go(make: Callable[[], Ledger]) -> None:
     a, b, c = (RequestFile(run_id, number, 10 * number) for number, run_id in enumerate("abc", 1))
     async with opened(make()) as ledger:

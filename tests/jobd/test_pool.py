@@ -327,6 +327,19 @@ async def test_a_log_without_end_is_cut_and_says_so() -> None:
     assert c.heard.entries["r"][-1]["level"] == "warning"
 
 
+async def test_a_storm_of_entries_is_thinned_and_says_so() -> None:
+    async with crew(max_log_rate=20) as c:
+        outcome = await c.run(await c.worker(), "storm")
+    entries = c.heard.entries["r"]
+    told = [entry for entry in entries if "entries were left out here" in entry["message"]]
+    left_out = sum(int(entry["message"].split()[0]) for entry in told)
+    # All that was written is there or counted, and the job's own view of its log is the same.
+    assert len(entries) - len(told) + left_out == 5000
+    assert json.loads(outcome.result) == len(entries) - len(told)
+    assert 200 <= len(entries) - len(told) < 5000
+    assert {entry["level"] for entry in told} == {"warning"}
+
+
 async def test_the_settings_bound_logs_and_results() -> None:
     async with crew(max_log_bytes=3 * 1024 * 1024, max_result_bytes=1000) as c:
         worker = await c.worker()
