@@ -66,10 +66,11 @@ def reopen(db: sqlite3.Connection, run_id: str) -> bool:
     return db.execute(_REOPEN, (run_id,)).rowcount == 1
 
 
-def waiting_turns(db: sqlite3.Connection) -> list[tuple[int, str | None, int]]:
-    """The last turn of each (priority, tenant) that has runs in the queue, or some that may come back to it."""
+def waiting_turns(db: sqlite3.Connection) -> list[tuple[int, str | None, int, int, int | None]]:
+    """Of each (priority, tenant) with runs that have not ended: the first turn, the last, the last one that began."""
     return db.execute(
-        f"SELECT priority, tenant_id, max(turn) FROM runs WHERE {LIVE} GROUP BY priority, tenant_id"  # noqa: S608
+        "SELECT priority, tenant_id, min(turn), max(turn), max(turn) FILTER (WHERE attempt > 0) "  # noqa: S608
+        f"FROM runs WHERE {LIVE} GROUP BY priority, tenant_id"
     ).fetchall()
 
 

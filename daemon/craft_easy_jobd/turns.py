@@ -12,10 +12,22 @@ class Turns:
     of one tenant waiting, the first run of another one is next. Priorities are kept apart. Pure bookkeeping.
     """
 
-    def __init__(self, waiting: Iterable[tuple[int, str | None, int]] = ()) -> None:
-        """Args: waiting: the last turn of each (priority, tenant) that has runs in the queue, or coming back to it."""
-        self._last = {(priority, tenant): turn for priority, tenant, turn in waiting}
+    def __init__(self, live: Iterable[tuple[int, str | None, int, int, int | None]] = ()) -> None:
+        """Go on where an earlier life was.
+
+        Args:
+            live: the first and the last turn of each (priority, tenant) with runs that have not ended, and the last
+                one of these that began.
+        """
+        self._last: dict[tuple[int, str | None], int] = {}
         self._served: dict[int, int] = {}
+        first: dict[int, int] = {}
+        for priority, tenant, lowest, highest, begun in live:
+            self._last[priority, tenant] = highest
+            first[priority] = min(lowest, first.get(priority, lowest))
+            if begun is not None:
+                self._served[priority] = max(begun, self._served.get(priority, begun))
+        self._served = first | self._served
 
     def next(self, priority: int, tenant: str | None) -> int:
         """The turn of a run that is being queued now."""

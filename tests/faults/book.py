@@ -162,9 +162,9 @@ class Book:
 
         def settled() -> bool:
             self.cancel_later(daemon)
-            # In this order: a request is in one of the folders until its run is in the ledger.
-            waiting = any(any(folder.iterdir()) for folder in (self.incoming, self.incoming.parent / "claimed"))
-            return not self.missing() and not waiting and _idle(daemon)
+            # In this order: what was dropped without an answer is claimed first, and then waits in the queue.
+            taken = not any(any(folder.iterdir()) for folder in (self.incoming, self.incoming.parent / "claimed"))
+            return not self.missing() and taken and _idle(daemon)
 
         try:
             wait_until(settled, within=within, every=0.02)

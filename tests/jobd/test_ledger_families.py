@@ -395,6 +395,19 @@ async def test_tenants_take_turns_within_a_priority(make: Callable[[], Ledger]) 
         assert order.index("new") < order.index("many4")
 
 
+async def test_turns_of_runs_that_wait_for_their_time_are_remembered(make: Callable[[], Ledger], clock: Clock) -> None:
+    """Else what comes after a restart would overtake an older run of the same tenant, or all of another's."""
+    async with opened(make()) as ledger:
+        await ledger.submit([spec(f"many{n}", tenant_id="many") for n in range(3)])
+        *ended, last = await ledger.claim(3)
+        await ledger.finish([(lease, good()) for lease in ended])
+        await ledger.retry([Again(last, "exception", None, 10.0)])
+    async with opened(make()) as ledger:
+        await ledger.submit([spec("many3", tenant_id="many"), *(spec(f"new{n}", tenant_id="new") for n in range(3))])
+        clock.now += 10
+        assert [lease.run_id for lease in await ledger.claim(9)] == ["many2", "new0", "many3", "new1", "new2"]
+
+
 async def test_an_id_that_a_stranger_took_costs_no_tenant(ledger: Ledger) -> None:
     await ledger.submit([spec("p.a"), fan_out("p", "a", "b")])
     leases = await claimed(ledger)
