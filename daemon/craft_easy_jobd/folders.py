@@ -2,20 +2,55 @@
 
 import ctypes
 import errno
+import fcntl
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from craft_easy_jobd.errors import FolderError, LedgerError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 PRIVATE = 0o750
+# linux/fs.h
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_TOPDIR_FL = 0x00020000
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SyncError(LedgerError):
     """A disk did not say that data is on it. Nobody knows what is there; only recovery at the next start can tell."""
+
+
+def spread_out(path: Path) -> None:
+    """Have ext4 put the folders in this one far from each other, as it does with those in the root of a file system.
+
+    Where many files were unlinked lately, ext4 without a journal makes new ones up to 30 times slower; results are not
+    to suffer from requests that are gone. Only a hint, for folders that are made from now on.
+    """
+    with suppress(OSError), ExitStack() as undo:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        undo.callback(os.close, fd)
+        flags = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)), sys.byteorder)
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (flags | _FS_TOPDIR_FL).to_bytes(8, sys.byteorder))
+
+
+def make_apart(path: Path) -> None:
+    """Make a folder in one that is spread out, if it is not there; for files of which there will be many.
+
+    ext4 chooses the place by the name, so that each folder of this name would follow where others of it were removed.
+    Only a hint as well: what is wrong is said when the folder is opened.
+    """
+    if not path.exists():
+        draft = path.with_name(f".{path.name}-{os.urandom(4).hex()}")
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left_by_a_crash in path.parent.glob(f".{path.name}-*"):
+                left_by_a_crash.rmdir()
+            draft.mkdir(mode=PRIVATE)
+            draft.rename(path)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from craft_easy_jobd.errors import LedgerError
-from craft_easy_jobd.folders import PRIVATE, SyncError, folder, require_folders, sync, sync_all
+from craft_easy_jobd.folders import PRIVATE, SyncError, folder, make_apart, require_folders, sync, sync_all
 from craft_easy_jobd.lane import Lane
 from craft_easy_jobd.ledger import Ended, Ledger
 from craft_easy_jobd.results import job_result
@@ -107,6 +107,7 @@ class _Writer:
         Raises:
             FolderError: they cannot be used.
         """
+        make_apart(self._results)
         require_folders({self._results: PRIVATE, self._drafts: PRIVATE})
         for draft in self._drafts.iterdir():
             draft.unlink()

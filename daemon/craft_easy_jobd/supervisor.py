@@ -20,6 +20,7 @@ from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.containment import instance_of, kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.errors import FolderError, InternalError
+from craft_easy_jobd.folders import spread_out
 from craft_easy_jobd.logs import logging_to_stderr
 from craft_easy_jobd.notify import notify
 from craft_easy_jobd.publisher import Publisher
@@ -56,6 +57,8 @@ def serve(settings: Settings) -> int:
     faulthandler.enable()
     # SIGQUIT shows where the daemon is, and the daemon goes on.
     faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
+    _make_folder(Path(settings.root))
+    spread_out(Path(settings.root))
     _make_folder(settings.state_dir)
     with root_lock(settings.state_dir), logging_to_stderr(settings.log_level, settings.log_format):
         try:

@@ -242,6 +242,7 @@ async def test_content_is_durable_before_the_name_and_the_name_before_the_mark(
 
         return call
 
+    results.mkdir()
     monkeypatch.setattr(publisher, "sync", noting("sync", publisher.sync))
     monkeypatch.setattr(publisher, "sync_all", noting("sync all", publisher.sync_all))
     monkeypatch.setattr(publisher.os, "rename", noting("rename", os.rename))
