@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import msgspec
 
 from craft_easy_jobd.ledger import Lease
-from craft_easy_jobd.pool import Worker
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import RunningStatus
 from craft_easy_jobd.stopping import Cause, Rung
+from craft_easy_jobd.worker_process import Worker
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.wire import Cancel, Start, Stop
 

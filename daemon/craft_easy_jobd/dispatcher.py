@@ -16,10 +16,10 @@ from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.endings import Endings
 from craft_easy_jobd.ledger import Again, Lease, Ledger, LogChunk, Result
-from craft_easy_jobd.pool import Worker
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.stopping import Cause, Rung
 from craft_easy_jobd.verdicts import Ended, judge
+from craft_easy_jobd.worker_process import Worker
 from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import Entries, Outcome

@@ -8,12 +8,12 @@ from itertools import islice
 import psutil
 
 from craft_easy_jobd.attempts import Attempts
-from craft_easy_jobd.pool import Worker
 from craft_easy_jobd.probe import Blockage
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import Blocked, ContainmentKind, Status, WorkerState, WorkerStatus
 from craft_easy_jobd.stopping import Level, daemon_state
+from craft_easy_jobd.worker_process import Worker
 from craft_easy_jobs import __version__
 
 # More than a screen shows; `list --state running` has them all.

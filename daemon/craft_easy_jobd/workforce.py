@@ -11,9 +11,10 @@ from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.containment import Containment
 from craft_easy_jobd.errors import JobsError
 from craft_easy_jobd.ledger import Lane
-from craft_easy_jobd.pool import Pool, Worker
+from craft_easy_jobd.pool import Pool
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.tenancy import Tenancy
+from craft_easy_jobd.worker_process import Worker
 from craft_easy_jobs import wire
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import Entries, Outcome

@@ -16,10 +16,11 @@ import psutil
 import pytest
 import uvloop
 
-from craft_easy_jobd import pool as pool_module
+from craft_easy_jobd import worker_process
 from craft_easy_jobd.containment import ProcessTrees, adopt_orphans
-from craft_easy_jobd.pool import Pool, Worker
+from craft_easy_jobd.pool import Pool
 from craft_easy_jobd.settings import Settings
+from craft_easy_jobd.worker_process import Worker
 from craft_easy_jobs import wire
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import Cancel, Catalogue, Entries, Outcome, Start, Stop
@@ -535,7 +536,7 @@ async def test_a_worker_that_sends_garbage_is_killed() -> None:
 
 
 async def test_a_worker_that_closed_its_socket_and_lives_on_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "EXIT_SECONDS", 0.2)
+    monkeypatch.setattr(worker_process, "EXIT_SECONDS", 0.2)
     async with crew() as c:
         worker = await c.worker()
         c.start(worker, "close-socket")
