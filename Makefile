@@ -6,7 +6,7 @@ PY := .venv/bin/python
 ARGS ?=
 export PYTHON
 
-.PHONY: help setup run demo test torture check lock clean .run .dev
+.PHONY: help setup run demo test torture bench check lock clean .run .dev
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ test: .run .dev ## Run the tests; ARGS="-k spool" picks some
 
 torture: .run .dev ## Run the whole fault suite, as root with power cuts; CRAFT_EASY_FAULTS_SEED=N repeats one
 	@CRAFT_EASY_FAULTS=torture exec $(PY) -m pytest -o faulthandler_timeout=0 tests/faults $(ARGS)
+
+bench: .run .dev ## Measure throughput, latency, memory, starts, stops; ARGS="--only spool --reps 3"
+	@exec $(PY) -m tests.bench $(ARGS)
 
 check: .run .dev ## Lint, format, types, import layers, and what else guards the tree
 	$(PY) -m ruff check .

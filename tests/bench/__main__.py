@@ -1,0 +1,127 @@
+"""The command line of the benchmark: which scenarios, how often, where to; table, JSON and drawing."""
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.bench import crash, footprint, latency, limit, pipeline, waits
+from tests.bench.figures import Summary, summarize, table
+from tests.bench.places import file_system, machine, place
+from tests.bench.stage import QUICK, BenchError, Part, Sizes, Stage
+from tests.support.daemon import PROJECT
+
+REPETITIONS = 5
+
+
+def all_parts(sizes: Sizes) -> dict[str, Part]:
+    """All scenarios by name, in the order in which they play."""
+    modules = (limit, pipeline, latency, waits, footprint, crash)
+    return {name: part for module in modules for name, part in module.parts(sizes).items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    # A terminated benchmark cleans up too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return _run(options)
+    except (BenchError, AssertionError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _run(options: argparse.Namespace) -> int:
+    sizes = _sizes(options)
+    repetitions = options.reps or (1 if options.quick else REPETITIONS)
+    chosen = _chosen(all_parts(sizes), options.only)
+    if not chosen:
+        print(f"bench: no such scenario; there are {', '.join(all_parts(sizes))}", file=sys.stderr)
+        return 2
+    with place(options.dir, loop=options.loop) as folder:
+        facts = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]]),
+            "machine": machine()._asdict(),
+            "file_system": file_system(folder)._asdict(),
+            "repetitions": repetitions,
+            "runs": sizes.runs,
+        }
+        caption = f"{facts['date']}\n{machine()}\n{file_system(folder)}"
+        print(f"{caption}\n{repetitions} repetitions, {sizes.runs:,} runs each\n", flush=True)
+        if file_system(folder).kind == "tmpfs":
+            print("This is no disk: a sync costs nothing here, and the figures say nothing of one.\n", flush=True)
+        samples = repeat(Stage(folder, sizes, {}), chosen, repetitions)
+    summaries = summarize([figure for part in chosen.values() for figure in part.figures], samples)
+    print(table(summaries))
+    _write_json(options.json, facts, summaries)
+    return 0
+
+
+def repeat(stage: Stage, chosen: Mapping[str, Part], repetitions: int) -> dict[str, list[float]]:
+    """The samples of each figure; the scenarios take turns."""
+    samples: dict[str, list[float]] = {}
+    for repetition in range(repetitions):
+        for name, part in chosen.items():
+            _say(f"{repetition + 1}/{repetitions} {name}")
+            for key, value in part.scenario(stage).items():
+                samples.setdefault(key, []).append(value)
+    _say("")
+    return samples
+
+
+def _say(progress: str) -> None:
+    """One line that is written over; for a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{progress}", end="", file=sys.stderr, flush=True)
+
+
+def _chosen(available: Mapping[str, Part], only: Sequence[str]) -> dict[str, Part]:
+    return {name: part for name, part in available.items() if not only or name in only}
+
+
+def _sizes(options: argparse.Namespace) -> Sizes:
+    sizes = QUICK if options.quick else Sizes()
+    given = {name: getattr(options, name) for name in ("runs", "finished") if getattr(options, name) is not None}
+    return replace(sizes, **given)
+
+
+def _write_json(path: Path, facts: Mapping[str, Any], summaries: Sequence[Summary]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures = {each.figure.key: _document(each) for each in summaries}
+    path.write_text(json.dumps({**facts, "figures": figures}, indent=2) + "\n")
+
+
+def _document(summary: Summary) -> dict[str, Any]:
+    title, unit, limit_key = summary.figure.title, summary.figure.unit, summary.figure.limit
+    numbers = {name: getattr(summary, name) for name in ("median", "least", "most", "ratio", "samples")}
+    return {"title": title, "unit": unit, "limit": limit_key, **numbers}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the daemon from outside.")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this scenario; repeatable")
+    parser.add_argument("--reps", type=int, metavar="N", help=f"repetitions [default: {REPETITIONS}]")
+    parser.add_argument("--runs", type=int, metavar="N", help=f"runs of a pipeline [default: {Sizes.runs}]")
+    parser.add_argument("--finished", type=int, metavar="N", help=f"finished runs [default: {Sizes.finished}]")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one repetition: to see that it works")
+    parser.add_argument("--dir", type=Path, default=PROJECT / "build" / "bench", help="folder to measure in")
+    parser.add_argument("--loop", action="store_true", help="measure in an ext4 with a journal of its own; root only")
+    parser.add_argument(
+        "--json", type=Path, default=PROJECT / "build" / "bench" / "results.json", metavar="FILE", help="all samples"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

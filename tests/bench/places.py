@@ -1,0 +1,108 @@
+"""Which file system is measured, and on what machine."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+_LOOP_BYTES = 8 << 30
+
+
+class FileSystem(NamedTuple):
+    """`journal`: None where the question makes no sense or nobody can tell."""
+
+    kind: str
+    device: str
+    journal: bool | None
+
+    def __str__(self) -> str:
+        journal = {True: " with a journal", False: " without a journal", None: ""}[self.journal]
+        return f"{self.kind}{journal}"
+
+
+def file_system(folder: Path) -> FileSystem:
+    """What `folder` lies on; of the mounts that hold it, the deepest, and of these the last."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    at = str(folder.resolve())
+    holding = [fields for fields in mounts if os.path.commonpath([at, _unescaped(fields[1])]) == _unescaped(fields[1])]
+    device, _, kind, *_ = max(reversed(holding), key=lambda fields: len(_unescaped(fields[1])))
+    return FileSystem(kind, device, _journal(Path(device).name) if kind in ("ext3", "ext4") else None)
+
+
+def _unescaped(mount_point: str) -> str:
+    """/proc/mounts writes a space and the like in octal."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), mount_point)
+
+
+def _journal(device: str) -> bool | None:
+    # The journal's thread has a folder there, named after the device; without the folder nothing can be told.
+    journals, known = Path("/proc/fs/jbd2"), Path("/proc/fs/ext4", device)
+    if not known.exists():
+        return None
+    return any(each.name.startswith(f"{device}-") for each in journals.glob("*"))
+
+
+class Machine(NamedTuple):
+    """What figures depend on."""
+
+    cpu: str
+    cores: int
+    kernel: str
+    python: str
+    memory_gb: int
+
+    def __str__(self) -> str:
+        return f"{self.cpu}, {self.cores} cores, {self.memory_gb} GB, Linux {self.kernel}, Python {self.python}"
+
+
+def machine() -> Machine:
+    cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return Machine(
+        cpu[1].strip() if cpu else platform.machine(),
+        len(os.sched_getaffinity(0)),
+        platform.release(),
+        platform.python_version(),
+        round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+    )
+
+
+@contextmanager
+def place(folder: Path, *, loop: bool) -> Iterator[Path]:
+    """A fresh folder below `folder`, or on an ext4 with a journal whose image lies there; gone at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix="b", dir=folder))
+    try:
+        if loop:
+            with _loop_mount(fresh) as mounted:
+                yield mounted
+        else:
+            yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def _loop_mount(folder: Path) -> Iterator[Path]:
+    """Root only. The image is sparse: it takes the room that is used."""
+    image, mounted = folder / "image", folder / "m"
+    with image.open("wb") as file:
+        file.truncate(_LOOP_BYTES)
+    mounted.mkdir()
+    _run("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "has_journal", "-E", "lazy_itable_init=0", str(image))
+    _run("mount", "-o", "loop", str(image), str(mounted))
+    try:
+        yield mounted
+    finally:
+        _run("umount", str(mounted))
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
