@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.bench import crash, footprint, latency, limit, pipeline, waits
+from tests.bench import crash, footprint, latency, limit, pipeline, rivals, waits
 from tests.bench.figures import Summary, summarize, table
 from tests.bench.places import file_system, machine, place
 from tests.bench.stage import QUICK, BenchError, Part, Sizes, Stage
@@ -20,9 +20,9 @@ from tests.support.daemon import PROJECT
 REPETITIONS = 5
 
 
-def all_parts(sizes: Sizes) -> dict[str, Part]:
+def all_parts(sizes: Sizes, *, peers: bool) -> dict[str, Part]:
     """All scenarios by name, in the order in which they play."""
-    modules = (limit, pipeline, latency, waits, footprint, crash)
+    modules = (limit, pipeline, latency, waits, footprint, crash, *((rivals,) if peers else ()))
     return {name: part for module in modules for name, part in module.parts(sizes).items()}
 
 
@@ -44,9 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     sizes = _sizes(options)
     repetitions = options.reps or (1 if options.quick else REPETITIONS)
-    chosen = _chosen(all_parts(sizes), options.only)
+    available = all_parts(sizes, peers=options.peers)
+    chosen = _chosen(available, options.only)
     if not chosen:
-        print(f"bench: no such scenario; there are {', '.join(all_parts(sizes))}", file=sys.stderr)
+        print(f"bench: no such scenario; there are {', '.join(available)}", file=sys.stderr)
+        return 2
+    if options.peers and (lacking := rivals.missing()):
+        print(f"bench: {lacking}", file=sys.stderr)
         return 2
     with place(options.dir, loop=options.loop) as folder:
         facts = {
@@ -87,7 +91,12 @@ def _say(progress: str) -> None:
 
 
 def _chosen(available: Mapping[str, Part], only: Sequence[str]) -> dict[str, Part]:
-    return {name: part for name, part in available.items() if not only or name in only}
+    """Those that are named, or whose name goes on after a named word: `latency` means `latency-spool` too."""
+    return {
+        name: part
+        for name, part in available.items()
+        if not only or any(name == word or name.startswith(f"{word}-") for word in only)
+    }
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
@@ -111,6 +120,7 @@ def _document(summary: Summary) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the daemon from outside.")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this scenario; repeatable")
+    parser.add_argument("--peers", action="store_true", help="other job systems beside us")
     parser.add_argument("--reps", type=int, metavar="N", help=f"repetitions [default: {REPETITIONS}]")
     parser.add_argument("--runs", type=int, metavar="N", help=f"runs of a pipeline [default: {Sizes.runs}]")
     parser.add_argument("--finished", type=int, metavar="N", help=f"finished runs [default: {Sizes.finished}]")

@@ -30,5 +30,5 @@ async def chatty(ctx: JobContext) -> int:
 async def obedient(ctx: JobContext) -> int:
     began = time.monotonic_ns()
     while not ctx.should_stop():
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
     return began

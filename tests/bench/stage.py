@@ -32,6 +32,8 @@ class Sizes:
     chatty: int = 1_000
     killed: int = 2_000
     commands: int = 5
+    peer_runs: int = 2_000
+    peer_sleepers: int = 1_000
     patience: float = 120.0
     """No wait is longer."""
 
@@ -46,6 +48,8 @@ QUICK = Sizes(
     chatty=20,
     killed=200,
     commands=1,
+    peer_runs=100,
+    peer_sleepers=20,
     patience=30.0,
 )
 
