@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import crash, footprint, latency, limit, pipeline, rivals, waits
+from tests.bench.chart import Row, chart
+from tests.bench.comparison import comparison, contestants
 from tests.bench.figures import Summary, summarize, table
 from tests.bench.places import file_system, machine, place
 from tests.bench.stage import QUICK, BenchError, Part, Sizes, Stage
@@ -67,8 +69,14 @@ def _run(options: argparse.Namespace) -> int:
             print("This is no disk: a sync costs nothing here, and the figures say nothing of one.\n", flush=True)
         samples = repeat(Stage(folder, sizes, {}), chosen, repetitions)
     summaries = summarize([figure for part in chosen.values() for figure in part.figures], samples)
+    rows = contestants({each.figure.key: each.median for each in summaries}, rivals.PEERS, sizes.peer_sleepers)
     print(table(summaries))
+    if options.peers:
+        print(f"\n{comparison(rows)}")
     _write_json(options.json, facts, summaries)
+    if options.svg:
+        bars = [Row(each.title, each.ours, each.values.get("drain"), each.values.get("end_to_end")) for each in rows]
+        options.svg.write_text(chart(bars, [*caption.splitlines(), facts["command"]]))
     return 0
 
 
@@ -130,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", type=Path, default=PROJECT / "build" / "bench" / "results.json", metavar="FILE", help="all samples"
     )
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="a drawing of the throughput")
     return parser
 
 

@@ -1,7 +1,7 @@
 """What is measured, and how samples become a table. Pure."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 Unit = Literal["1/s", "ms", "s", "MB", "x"]
@@ -53,16 +53,19 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def table(summaries: Sequence[Summary]) -> str:
     """Columns of plain text: figure, median, unit, spread, ratio to the limit."""
-    rows = [("figure", "median", "", "min–max", "of limit"), *map(_row, summaries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = []
-    for row in rows:
-        title, *rest = (
-            cell.ljust(width) if column in (0, 2) else cell.rjust(width)
+    return aligned([("figure", "median", "", "min–max", "of limit"), *map(_row, summaries)], left=(0, 2))
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int]) -> str:
+    """Rows of as many cells each, in columns; those in `left` begin at the left, the others end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([title, *rest]).rstrip())
-    return "\n".join(lines)
+        ).rstrip()
+        for row in rows
+    )
 
 
 def _row(summary: Summary) -> tuple[str, str, str, str, str]:

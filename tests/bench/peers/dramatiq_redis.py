@@ -28,7 +28,7 @@ _ACTORS = {"noop": noop, "sleep": sleep}
 
 
 def worker(slots: int | None) -> list[str]:
-    threads = 8 if slots is None else -(-slots // 2)
+    threads = slots or 8
     return ["dramatiq", "--processes", "2", "--threads", str(threads), "tests.bench.peers.dramatiq_redis"]
 
 

@@ -31,7 +31,7 @@ _runner = asyncio.Runner()
 
 def worker(slots: int | None) -> list[str]:
     if slots is not None:
-        os.environ[_SLOTS] = str(-(-slots // 2))
+        os.environ[_SLOTS] = str(slots)
     return ["saq", "tests.bench.peers.saq_redis.settings", "--workers", "2", "--quiet"]
 
 

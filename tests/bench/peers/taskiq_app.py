@@ -21,7 +21,7 @@ class App:
     def worker(self, slots: int | None) -> list[str]:
         # A job's params are one int: there is nothing to parse. Acknowledged when executed: no result is saved.
         tuned = ["--no-parse", "--ack-type", "when_executed", "--log-level", "WARNING"]
-        room = ["--max-async-tasks", str(100 if slots is None else -(-slots // 2))]
+        room = ["--max-async-tasks", str(slots or 100)]
         return ["taskiq", "worker", self._place, "--workers", "2", *room, *tuned]
 
     def enqueue(self, job: str, index: int) -> None:
