@@ -15,7 +15,7 @@ from tests.bench import crash, footprint, latency, limit, pipeline, rivals, wait
 from tests.bench.chart import Row, chart
 from tests.bench.comparison import comparison, contestants
 from tests.bench.figures import Summary, summarize, table
-from tests.bench.places import file_system, machine, place
+from tests.bench.places import FileSystem, Machine, file_system, machine, place
 from tests.bench.stage import QUICK, BenchError, Part, Sizes, Stage
 from tests.support.daemon import PROJECT
 
@@ -39,8 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -55,29 +53,42 @@ def _run(options: argparse.Namespace) -> int:
         print(f"bench: {lacking}", file=sys.stderr)
         return 2
     with place(options.dir, loop=options.loop) as folder:
-        facts = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]]),
-            "machine": machine()._asdict(),
-            "file_system": file_system(folder)._asdict(),
-            "repetitions": repetitions,
-            "runs": sizes.runs,
-        }
-        caption = f"{facts['date']}\n{machine()}\n{file_system(folder)}"
-        print(f"{caption}\n{repetitions} repetitions, {sizes.runs:,} runs each\n", flush=True)
-        if file_system(folder).kind == "tmpfs":
-            print("This is no disk: a sync costs nothing here, and the figures say nothing of one.\n", flush=True)
+        facts = _facts(sizes, repetitions, folder)
+        print(*_caption(facts), f"{repetitions} repetitions, {sizes.runs:,} runs each", "", sep="\n", flush=True)
         samples = repeat(Stage(folder, sizes, {}), chosen, repetitions)
-    summaries = summarize([figure for part in chosen.values() for figure in part.figures], samples)
-    rows = contestants({each.figure.key: each.median for each in summaries}, rivals.PEERS, sizes.peer_sleepers)
+    _tell(options, facts, summarize([figure for part in chosen.values() for figure in part.figures], samples), sizes)
+    return 0
+
+
+def _facts(sizes: Sizes, repetitions: int, folder: Path) -> dict[str, Any]:
+    """What the figures depend on, as it stands in the JSON."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]]),
+        "machine": machine()._asdict(),
+        "file_system": file_system(folder)._asdict(),
+        "repetitions": repetitions,
+        "runs": sizes.runs,
+    }
+
+
+def _caption(facts: Mapping[str, Any]) -> list[str]:
+    disk = FileSystem(**facts["file_system"])
+    lines = [facts["date"], str(Machine(**facts["machine"])), str(disk), facts["command"]]
+    no_disk = "This is no disk: a sync costs nothing here, and the figures say nothing of one."
+    return [*lines, no_disk] if disk.kind == "tmpfs" else lines
+
+
+def _tell(options: argparse.Namespace, facts: Mapping[str, Any], summaries: Sequence[Summary], sizes: Sizes) -> None:
+    """Table, JSON and drawing."""
     print(table(summaries))
+    rows = contestants({each.figure.key: each.median for each in summaries}, rivals.PEERS, sizes.peer_sleepers)
     if options.peers:
         print(f"\n{comparison(rows)}")
     _write_json(options.json, facts, summaries)
     if options.svg:
         bars = [Row(each.title, each.ours, each.values.get("drain"), each.values.get("end_to_end")) for each in rows]
-        options.svg.write_text(chart(bars, [*caption.splitlines(), facts["command"]]))
-    return 0
+        options.svg.write_text(chart(bars, _caption(facts)))
 
 
 def repeat(stage: Stage, chosen: Mapping[str, Part], repetitions: int) -> dict[str, list[float]]:

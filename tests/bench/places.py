@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.waiting import wait_until
+
 _LOOP_BYTES = 8 << 30
 
 
@@ -99,7 +101,15 @@ def _loop_mount(folder: Path) -> Iterator[Path]:
     try:
         yield mounted
     finally:
-        _run("umount", str(mounted))
+        _unmount(mounted)
+
+
+def _unmount(mounted: Path) -> None:
+    """Waits for processes that are on their way out: they are dead before they let go of their files."""
+    command = ["umount", str(mounted)]
+    wait_until(
+        lambda: subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0, within=10.0, every=0.1
+    )
 
 
 def _run(*command: str) -> None:
