@@ -53,7 +53,7 @@ def spool_end_to_end(stage: Stage) -> Samples:
 
 def socket_drain(stage: Stage) -> Samples:
     """All runs wait for one moment; that they were all submitted before it is checked."""
-    ahead = 2.0 + stage.sizes.runs / 1000
+    ahead = 2.0 + stage.sizes.runs / 2500
     with stage.root() as root, watching(root) as watch, stage.daemon(root):
         due_ns = time.monotonic_ns() + round(ahead * 1e9)
         moment = datetime.now(UTC) + timedelta(seconds=ahead)

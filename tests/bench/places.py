@@ -29,12 +29,21 @@ class FileSystem(NamedTuple):
 
 
 def file_system(folder: Path) -> FileSystem:
-    """What `folder` lies on; of the mounts that hold it, the deepest, and of these the last."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    at = str(folder.resolve())
-    holding = [fields for fields in mounts if os.path.commonpath([at, _unescaped(fields[1])]) == _unescaped(fields[1])]
-    device, _, kind, *_ = max(reversed(holding), key=lambda fields: len(_unescaped(fields[1])))
+    """What `folder` lies on."""
+    device, kind = mount_of(str(folder.resolve()), Path("/proc/mounts").read_text())
     return FileSystem(kind, device, _journal(Path(device).name) if kind in ("ext3", "ext4") else None)
+
+
+def mount_of(path: str, mounts: str) -> tuple[str, str]:
+    """Device and kind, by /proc/mounts: of the mounts that hold the path the deepest, and of these the last."""
+    lines = [line.split() for line in mounts.splitlines()]
+    holding = [
+        (len(point), index, device, kind)
+        for index, (device, escaped, kind, *_) in enumerate(lines)
+        if os.path.commonpath([path, point := _unescaped(escaped)]) == point
+    ]
+    _, _, device, kind = max(holding)
+    return device, kind
 
 
 def _unescaped(mount_point: str) -> str:

@@ -17,7 +17,7 @@ from tests.bench.comparison import MEASURES, comparison, contestants, ratio
 from tests.bench.figures import Figure, number, percentile, summarize, table
 from tests.bench.ledgers import multiply
 from tests.bench.peers.marks import read_marks
-from tests.bench.places import file_system
+from tests.bench.places import mount_of
 from tests.bench.stage import BenchError
 from tests.support.daemon import PROJECT
 
@@ -128,10 +128,12 @@ MEDIANS = {
     "spool.drain": 300.0,
     "socket.drain": 600.0,
     "latency.spool.idle.p50": 2.0,
+    "latency.socket.idle.p50": 4.0,
     "sleep.10.wall": 1.5,
     "peer.x.drain": 200.0,
     "peer.y.drain": 150.0,
     "peer.y.p50": 1.0,
+    "peer.x.p50": 9.0,
 }
 
 
@@ -151,7 +153,7 @@ def test_the_drawing_is_xml_with_a_bar_a_figure() -> None:
     drawing = ET.fromstring(chart(rows, ["2026-11-25", "<a machine>"]))
     space = "{http://www.w3.org/2000/svg}"
     widths = [float(bar.attrib["width"]) for bar in drawing.iter(f"{space}rect")]
-    assert widths == [widths[0], widths[0] / 2, widths[0] / 4]
+    assert widths == [540, 270, 135]
     texts = [text.text for text in drawing.iter(f"{space}text")]
     assert {"us & them", "peer", "<a machine>", "200", "50.0"} <= set(texts)
     assert "prefers-color-scheme: dark" in chart(rows, [])
@@ -164,9 +166,15 @@ def test_a_mark_that_is_not_whole_is_left_for_later() -> None:
 
 
 # -- where it is measured
-def test_the_file_system_is_the_deepest_mount(tmp_path: Path) -> None:
-    stat = subprocess.run(["stat", "-f", "-c", "%T", str(tmp_path)], capture_output=True, text=True, check=True)
-    kind = file_system(tmp_path).kind
-    # stat has one name for all three.
-    assert ("ext2/ext3" if kind in ("ext2", "ext3", "ext4") else kind) == stat.stdout.strip()
-    assert file_system(Path("/proc/self")).kind == "proc"
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/home/x", ("/dev/sda", "ext4")),
+        ("/data/x", ("/dev/sdc", "btrfs")),
+        ("/database", ("/dev/sda", "ext4")),
+        ("/data/a b/c", ("none", "tmpfs")),
+    ],
+)
+def test_of_all_mounts_the_deepest_and_last_counts(path: str, found: tuple[str, str]) -> None:
+    mounts = ["/dev/sda / ext4 rw", r"none /data/a\040b tmpfs rw", "/dev/sdb /data xfs rw", "/dev/sdc /data btrfs rw"]
+    assert mount_of(path, "\n".join(mounts)) == found
