@@ -16,6 +16,7 @@ from tests.bench.chart import Row, chart
 from tests.bench.comparison import comparison, contestants
 from tests.bench.figures import Summary, summarize, table
 from tests.bench.places import FileSystem, Machine, file_system, machine, place
+from tests.bench.sessions import missing
 from tests.bench.stage import QUICK, BenchError, Part, Sizes, Stage
 from tests.support.daemon import PROJECT
 
@@ -49,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     if not chosen:
         print(f"bench: no such scenario; there are {', '.join(available)}", file=sys.stderr)
         return 2
-    if options.peers and (lacking := rivals.missing()):
+    if options.peers and (lacking := missing()):
         print(f"bench: {lacking}", file=sys.stderr)
         return 2
     with place(options.dir, loop=options.loop) as folder:
@@ -82,7 +83,8 @@ def _caption(facts: Mapping[str, Any]) -> list[str]:
 def _tell(options: argparse.Namespace, facts: Mapping[str, Any], summaries: Sequence[Summary], sizes: Sizes) -> None:
     """Table, JSON and drawing."""
     print(table(summaries))
-    rows = contestants({each.figure.key: each.median for each in summaries}, rivals.PEERS, sizes.peer_sleepers)
+    medians = {each.figure.key: each.median for each in summaries}
+    rows = contestants(medians, {name: peer.title for name, peer in rivals.PEERS.items()}, sizes.peer_sleepers)
     if options.peers:
         print(f"\n{comparison(rows)}")
     _write_json(options.json, facts, summaries)

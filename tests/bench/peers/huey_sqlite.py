@@ -14,9 +14,7 @@ def noop(index: int) -> None:
     mark(index)
 
 
-def worker(slots: int | None) -> list[str] | None:
-    if slots is not None:
-        return None
+def worker(_: int | None) -> list[str]:
     polling = ["-d", "0.01", "-m", "0.01", "-b", "1"]
     return ["huey_consumer", "tests.bench.peers.huey_sqlite.huey", "-k", "process", "-w", "2", *polling, "-n", "-q"]
 

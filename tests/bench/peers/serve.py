@@ -1,4 +1,4 @@
-"""`python -m tests.bench.peers.serve PEER [SLOTS]`: becomes the peer's workers, or ends with 3: no such setting."""
+"""`python -m tests.bench.peers.serve PEER [SLOTS]`: becomes the peer's workers."""
 
 import importlib
 import os
@@ -7,6 +7,4 @@ from pathlib import Path
 
 peer = importlib.import_module(f"tests.bench.peers.{sys.argv[1]}")
 command = peer.worker(int(sys.argv[2]) if len(sys.argv) > 2 else None)
-if command is None:
-    sys.exit(3)
 os.execv(Path(sys.executable).with_name(command[0]), command)
