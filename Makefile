@@ -27,8 +27,8 @@ run: .run ## Start the daemon in the foreground on ./var, with the example jobs
 demo: .run ## Show it all in 15 seconds: start, drop four requests, live output, results, stop
 	@exec $(PY) -m tests.support.tour
 
-test: .run .dev ## Run the tests; ARGS="-k spool" picks some
-	@exec $(PY) -m pytest $(ARGS)
+test: .run .dev ## Run the tests, in two processes; ARGS="-k spool" picks some, ARGS=-n0 runs them in one
+	@exec $(PY) -m pytest -n 2 $(ARGS)
 
 torture: .run .dev ## Run the whole fault suite, as root with power cuts; CRAFT_EASY_FAULTS_SEED=N repeats one
 	@CRAFT_EASY_FAULTS=torture exec $(PY) -m pytest -o faulthandler_timeout=0 tests/faults $(ARGS)

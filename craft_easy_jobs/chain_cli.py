@@ -52,25 +52,25 @@ def show_chain(name: str, **given: Any) -> None:
 @chain_commands.command("check")
 @common_options
 def check_chains(**given: Any) -> None:
-    """Check that every step of every chain has a registered job.
+    """Check that every step of every chain has a registered job whose params_schema can be applied.
 
-    Exit codes: 0 all is well, 1 a step's job is not registered, 2 something is declared wrongly.
+    Exit codes: 0 all is well, 1 a step has no such job, 2 something else is declared wrongly.
     """
     common = Common(**given)
     with stdout_for_data() as out:
         load(common.modules, common.verbose)
         from craft_easy_jobs.chaining import chains
         from craft_easy_jobs.definition import registry
-        from craft_easy_jobs.listing import missing_steps
+        from craft_easy_jobs.listing import bad_schemas, missing_steps
 
-        missing = missing_steps(chains, registry)
+        problems = missing_steps(chains, registry) + bad_schemas(chains, registry)
         if common.as_json:
-            write_json(out, {"chains": list(chains), "problems": missing})
+            write_json(out, {"chains": list(chains), "problems": problems})
         else:
-            out.write(f"{len(chains)} chains, {len(missing)} problems\n".encode())
-    for sentence in missing:
+            out.write(f"{len(chains)} chains, {len(problems)} problems\n".encode())
+    for sentence in problems:
         click.echo(f"Error: {sentence}", err=True)
-    sys.exit(EXIT_FAILED if missing else 0)
+    sys.exit(EXIT_FAILED if problems else 0)
 
 
 @chain_commands.command("run")

@@ -1,11 +1,12 @@
 """JobContext: what a job function receives."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from craft_easy_jobs.failures import printable
-from craft_easy_jobs.model import Level, LogEntry, timestamp, utc_now
+from craft_easy_jobs.model import Level, LogEntry, timestamp
 from craft_easy_jobs.scopes import Scope
 
 logger = logging.getLogger("craft_easy_jobs.run")
@@ -91,7 +92,7 @@ class JobContext:
 
     def _write(self, level: Level, message: str, percentage: int | None = None) -> None:
         entry: LogEntry = {
-            "timestamp": timestamp(utc_now()),
+            "timestamp": timestamp(time.time()),
             "level": level,
             "message": printable(str(message)),
             "percentage": None if percentage is None else min(max(int(percentage), 0), 100),

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from craft_easy_jobs.chaining import ChainStep
 
-StepState = Literal["waiting", "running", "completed", "failed", "skipped"]
+StepState = Literal["waiting", "due", "running", "completed", "failed", "skipped"]
 
 MAX_RUN_ID_LENGTH = 128
 _HASH_DIGITS = 16
@@ -18,7 +18,10 @@ _LIKE_A_HASH = re.compile(rf"[0-9a-f]{{{_HASH_DIGITS}}}")
 
 
 class StepFacts(NamedTuple):
-    """Where a step is; `tries`: how often its run was started so far."""
+    """Where a step is. `due`: it was told to start, and its run waits for its time or a slot.
+
+    `tries`: how often it was told to start so far.
+    """
 
     state: StepState
     tries: int
@@ -27,11 +30,13 @@ class StepFacts(NamedTuple):
 class Advance(NamedTuple):
     """What is to be done with a chain now.
 
-    `again`: failed steps to run once more, each after its `retry_delay_seconds`; from now on they count as running.
+    `start`, and `again`, failed steps to run once more after their `retry_delay_seconds`: from now on these are due, or
+    running. `withdraw`: due ones that are not to begin; they are what `withdrawn` says.
     """
 
     start: list[str]
     again: list[str]
+    withdraw: list[str]
     skip: list[str]
     ended: Literal["completed", "failed"] | None
 
@@ -53,7 +58,7 @@ def advance(steps: Sequence[ChainStep], facts: Mapping[str, StepFacts], *, stopp
     """The next moves of a chain.
 
     A step starts when all that it depends on have completed, or failed with `continue`. Any other failure that is not
-    retried, and a stop, let what runs finish and skip the rest.
+    retried, and a stop, let what runs finish and start nothing more.
 
     Args:
         facts: by job name; a step that is missing waits.
@@ -61,14 +66,21 @@ def advance(steps: Sequence[ChainStep], facts: Mapping[str, StepFacts], *, stopp
     known = {step.job: facts.get(step.job, _NOT_STARTED) for step in steps}
     waiting = [step for step in steps if known[step.job].state == "waiting"]
     failed = [step for step in steps if known[step.job].state == "failed"]
+    due = [step.job for step in steps if known[step.job].state == "due"]
     halted = stopping or any(_halts(step, known[step.job]) for step in steps)
     again = [] if halted else [step.job for step in failed if _may_repeat(step, known[step.job])]
     passed = {step.job for step in failed if step.on_failure == "continue"}
     passed |= {job for job, fact in known.items() if fact.state == "completed"}
     start = [] if halted else [step.job for step in waiting if passed.issuperset(step.depends_on)]
-    busy = start or again or any(fact.state == "running" for fact in known.values())
+    withdraw = due if halted else []
+    busy = start or again or due != withdraw or any(fact.state == "running" for fact in known.values())
     ended: Literal["completed", "failed"] = "failed" if halted else "completed"
-    return Advance(start, again, [step.job for step in waiting] if halted else [], None if busy else ended)
+    return Advance(start, again, withdraw, [step.job for step in waiting] if halted else [], None if busy else ended)
+
+
+def withdrawn(fact: StepFacts) -> StepFacts:
+    """Where a due step is when it is not to begin: where its last try left it."""
+    return StepFacts("failed" if fact.tries > 1 else "skipped", fact.tries - 1)
 
 
 def child_run_id(parent_run_id: str, part: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from craft_easy_jobs.attempting import Ending
 from craft_easy_jobs.chaining import ChainStep
 from craft_easy_jobs.context import JobContext
-from craft_easy_jobs.families import Row, StepFacts, advance, chain_table, child_run_id, fan_out_table
+from craft_easy_jobs.families import Row, StepFacts, advance, chain_table, child_run_id, fan_out_table, withdrawn
 from craft_easy_jobs.model import JobResult, LogEntry
 from craft_easy_jobs.running import UnderWay
 
@@ -133,26 +133,35 @@ class ChainRun(Family):
         moves = advance(self.steps, self._facts, stopping=self.stopping)
         for job in moves.skip:
             self._facts[job] = StepFacts("skipped", 0)
+        for job in moves.withdraw:
+            self._facts[job] = withdrawn(self._facts[job])
+            self._woken.set()
         for step in self.steps:
-            if step.job in moves.start or step.job in moves.again:
-                tries = self._facts[step.job].tries + 1 if step.job in moves.again else 1
-                self._facts[step.job] = StepFacts("running", tries)
-                group.create_task(self._take_step(group, step, tries))
+            if step.job in moves.start:
+                self._facts[step.job] = StepFacts("running", 1)
+                group.create_task(self._take_step(group, step, 1))
+            elif step.job in moves.again:
+                tries = self._facts[step.job].tries + 1
+                self._facts[step.job] = StepFacts("due", tries)
+                group.create_task(self._take_step_again(group, step, tries))
 
     async def _take_step(self, group: asyncio.TaskGroup, step: ChainStep, tries: int) -> None:
+        # A space keeps the id apart from that of a step whose name is the same but for it.
+        run_id = child_run_id(self.run_id, step.job if tries == 1 else f"{step.job} {tries}")
+        result = await self._carry_out_child(step.job, self.make(step, run_id, dict(self._upstream)))
         status: Literal["completed", "failed"] = "failed"
-        if tries == 1 or not await self._stops_before_retry(step):
-            # A space keeps the id apart from that of a step whose name is the same but for it.
-            run_id = child_run_id(self.run_id, step.job if tries == 1 else f"{step.job} {tries}")
-            result = await self._carry_out_child(step.job, self.make(step, run_id, dict(self._upstream)))
-            if result.status == "completed":
-                status, self._upstream[step.job] = "completed", result.result
+        if result.status == "completed":
+            status, self._upstream[step.job] = "completed", result.result
         self._facts[step.job] = StepFacts(status, tries)
         self._go_on(group)
 
-    async def _stops_before_retry(self, step: ChainStep) -> bool:
+    async def _take_step_again(self, group: asyncio.TaskGroup, step: ChainStep, tries: int) -> None:
         await self._ctx.warning(f"{step.job} starts again in {step.retry_delay_seconds} s")
-        return await self._stops_within(step.retry_delay_seconds)
+        if await self._stops_within(step.retry_delay_seconds):
+            self._go_on(group)
+        if self._facts[step.job].state == "due":
+            self._facts[step.job] = StepFacts("running", tries)
+            await self._take_step(group, step, tries)
 
     def _ending(self) -> Ending:
         rows = [self._row(step.job) for step in self.steps]

@@ -7,7 +7,8 @@ from typing import Any
 
 from craft_easy_jobs.chaining import Chain, start_order, unregistered
 from craft_easy_jobs.definition import JobOptions, Registry
-from craft_easy_jobs.params import full_schema, properties_of
+from craft_easy_jobs.errors import DefinitionError
+from craft_easy_jobs.params import compile_params, full_schema, properties_of
 from craft_easy_jobs.tenants import TenantDirectory
 from craft_easy_jobs.terminal import clean
 
@@ -66,6 +67,26 @@ def missing_steps(chains: Mapping[str, Chain], registry: Registry) -> list[str]:
         for chain in chains.values()
         for job in unregistered(chain, registry)
     ]
+
+
+def bad_schemas(chains: Mapping[str, Chain], registry: Registry) -> list[str]:
+    """A sentence for each step whose job has a params_schema that nothing could be compared with."""
+    found = ((chain, job, _schema_problem(registry[job].options)) for chain, job in _registered_steps(chains, registry))
+    return [
+        f"chain {chain.name!r} at {chain.source}: step {job!r}: {problem}" for chain, job, problem in found if problem
+    ]
+
+
+def _registered_steps(chains: Mapping[str, Chain], registry: Registry) -> Iterator[tuple[Chain, str]]:
+    return ((chain, step.job) for chain in chains.values() for step in chain.steps if step.job in registry)
+
+
+def _schema_problem(job: JobOptions) -> str | None:
+    try:
+        compile_params(job.name, job.params_schema)
+    except DefinitionError as error:
+        return str(error).removeprefix(f"job {job.name!r}: ")
+    return None
 
 
 def _options(job: JobOptions) -> str:

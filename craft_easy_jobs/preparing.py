@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from craft_easy_jobs.chaining import Chain, ChainStep, check_plan, merged_params, naming_step
@@ -98,31 +99,11 @@ def prepare_chain(
         TenantError: all tenants are asked for, but no step is for each of them.
     """
     jobs = {definition.name: definition.options for definition in registry.values()}
-
-    def check(job: str, params: dict[str, Any]) -> None:
-        if order.validate:
-            check_params(jobs[job], params)
-
-    check_plan(chain, order.params, jobs, check)
-    if order.all_tenants and not any(jobs[step.job].per_tenant for step in chain.steps):
-        raise TenantError(None, f"chain {chain.name!r} has no step that is per_tenant; leave all_tenants out")
-
-    def child(step: ChainStep, run_id: str, upstream: dict[str, Any]) -> UnderWay:
-        tenant_id, all_tenants = concerning(jobs[step.job], order.tenant_id, order.all_tenants)
-        step_order = replace(
-            order,
-            run_id=run_id,
-            params=merged_params(order.params, step),
-            tenant_id=tenant_id,
-            all_tenants=all_tenants,
-            parent_run_id=order.run_id,
-            upstream=upstream,
-        )
-        return prepare_job(registry[step.job], step_order, directory)
-
+    _check_chain(chain, jobs, order)
+    make = partial(_prepare_step, registry, order, directory)
     for step in chain.steps:
         with naming_step(step.job):
-            child(step, order.run_id, {})
+            make(step, order.run_id, {})
     return ChainRun(
         name=chain.name,
         run_id=order.run_id,
@@ -134,8 +115,40 @@ def prepare_chain(
         on_stuck=order.on_stuck,
         on_child=order.on_child,
         steps=chain.steps,
-        make=child,
+        make=make,
     )
+
+
+def _check_chain(chain: Chain, jobs: Mapping[str, JobOptions], order: Order) -> None:
+    def check(job: str, params: dict[str, Any]) -> None:
+        if order.validate:
+            check_params(jobs[job], params)
+
+    check_plan(chain, order.params, jobs, check)
+    if order.all_tenants and not any(jobs[step.job].per_tenant for step in chain.steps):
+        raise TenantError(None, f"chain {chain.name!r} has no step that is per_tenant; leave all_tenants out")
+
+
+def _prepare_step(
+    registry: Mapping[str, JobDefinition],
+    order: Order,
+    directory: TenantDirectory | None,
+    step: ChainStep,
+    run_id: str,
+    upstream: dict[str, Any],
+) -> UnderWay:
+    definition = registry[step.job]
+    tenant_id, all_tenants = concerning(definition.options, order.tenant_id, order.all_tenants)
+    step_order = replace(
+        order,
+        run_id=run_id,
+        params=merged_params(order.params, step),
+        tenant_id=tenant_id,
+        all_tenants=all_tenants,
+        parent_run_id=order.run_id,
+        upstream=upstream,
+    )
+    return prepare_job(definition, step_order, directory)
 
 
 def _single(definition: JobDefinition, scope: Scope, order: Order, sub_tenant_ids: Sequence[str] = ()) -> Run:

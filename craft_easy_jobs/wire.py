@@ -26,6 +26,34 @@ _HEADER = 4
 _READ_BYTES = 256 * 1024
 
 
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker is started with, as JSON in its one argument: a parser of flags would cost 10 ms of each start.
+
+    Attributes:
+        fd: socket to the supervisor.
+        parent: the supervisor's pid.
+        jobs: modules that register jobs.
+        slots: attempts side by side.
+        tenants: `module:name` of a callable that lists them.
+        max_log_bytes, max_result_bytes, max_log_rate: of one attempt, see Bounds.
+        board: file for the mark of the attempt whose turn it is; -1: none.
+        stack: file for the loop's stack, when it is asked for by signal; -1: none.
+        cgroup: folder of the cgroup to enter.
+    """
+
+    fd: int
+    parent: int
+    jobs: tuple[str, ...] = ()
+    slots: int = 1
+    tenants: str | None = None
+    max_log_bytes: int = 16 * 1024 * 1024
+    max_result_bytes: int = 64 * 1024 * 1024
+    max_log_rate: int = 1000
+    board: int = -1
+    stack: int = -1
+    cgroup: str | None = None
+
+
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     """Supervisor → worker: carry out one attempt. `token` is the lease's and comes back with all that is said of it."""
 

@@ -4,7 +4,6 @@ Started by the supervisor as `python -m craft_easy_jobs.worker`; ends with it. A
 socket (see `wire`); what jobs print goes to stderr. Linux only.
 """
 
-import argparse
 import asyncio
 import ctypes
 import faulthandler
@@ -16,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+import msgspec
+
 from craft_easy_jobs.belongings import Threads, take_note
 from craft_easy_jobs.board import Board, show_stack_on_signal
 from craft_easy_jobs.chaining import chains
@@ -25,7 +26,7 @@ from craft_easy_jobs.loading import code_version, load_jobs
 from craft_easy_jobs.orphans import adopt_orphans, enter_cgroup, keep_reaping
 from craft_easy_jobs.params import ParamsValidator, compile_params
 from craft_easy_jobs.tenants import list_tenants
-from craft_easy_jobs.wire import Catalogue, pack
+from craft_easy_jobs.wire import Catalogue, WorkerOptions, pack
 from craft_easy_jobs.workload import Bounds, Workload, lose_supervisor
 
 EX_CONFIG = 78
@@ -58,7 +59,7 @@ def main() -> None:
             validators,
             board,
             slots=options.slots,
-            bounds=Bounds(options.max_log_bytes, options.max_result_bytes),
+            bounds=Bounds(options.max_log_bytes, options.max_result_bytes, options.max_log_rate),
             tenants=options.tenants,
         )
         workload.loop.set_default_executor(Threads(thread_name_prefix="asyncio"))
@@ -82,19 +83,11 @@ def load(modules: Sequence[str], tenants: str | None = None) -> tuple[Catalogue,
     return Catalogue(jobs=jobs, chains=dict(chains), code_version=version, tenants=listed), validators
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="craft_easy_jobs.worker", description="Started by craft-easy-jobd only.")
-    parser.add_argument("--fd", type=int, required=True, help="socket to the supervisor")
-    parser.add_argument("--parent", type=int, required=True, help="the supervisor's pid")
-    parser.add_argument("--slots", type=int, default=1, help="attempts side by side")
-    parser.add_argument("--tenants", help="module:name of a callable that lists them")
-    parser.add_argument("--max-log-bytes", type=int, default=Bounds().log_bytes, help="of one attempt")
-    parser.add_argument("--max-result-bytes", type=int, default=Bounds().result_bytes, help="of one attempt")
-    parser.add_argument("--board", type=int, default=-1, help="file for the mark of the attempt whose turn it is")
-    parser.add_argument("--stack", type=int, default=-1, help="file for the loop's stack, when asked for by signal")
-    parser.add_argument("--cgroup", help="folder of the cgroup to enter")
-    parser.add_argument("--jobs", action="append", default=[], help="module that registers jobs")
-    return parser.parse_args()
+def _options() -> WorkerOptions:
+    try:
+        return msgspec.json.decode(" ".join(sys.argv[1:]), type=WorkerOptions)
+    except msgspec.MsgspecError:
+        sys.exit("craft_easy_jobs.worker is started by craft-easy-jobd only; to run a job yourself: craft-easy-job run")
 
 
 def _die_with(parent: int) -> None:

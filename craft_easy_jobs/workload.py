@@ -19,9 +19,10 @@ from craft_easy_jobs.context import JobContext
 from craft_easy_jobs.definition import JobDefinition, registry
 from craft_easy_jobs.errors import ParamProblem, ParamsError, ResultValueError, TenantError, UnknownJobError
 from craft_easy_jobs.failures import describe
-from craft_easy_jobs.model import LogEntry, encode_value
+from craft_easy_jobs.model import LogEntry, encode_value, timestamp
 from craft_easy_jobs.params import ParamsValidator
 from craft_easy_jobs.tenants import list_tenants
+from craft_easy_jobs.thinning import Thinning
 from craft_easy_jobs.wire import (
     BEAT_SECONDS,
     AskTenants,
@@ -40,6 +41,7 @@ MAX_ERROR_CHARACTERS = 10_000
 EX_UNAVAILABLE = 69
 
 _LOG_CUT = "the log ends here: one attempt may write {} bytes (max_log_bytes of the settings); the job goes on"
+_LEFT_OUT = "{} entries were left out here: one attempt may write {} a second (max_log_rate of the settings)"
 # A job that does not let the loop turn is heard, and hears a stop, this often: when it logs or asks should_stop().
 _CATCH_UP_SECONDS = 0.1
 
@@ -48,10 +50,11 @@ _decode_params = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Bounds(NamedTuple):
-    """How many bytes of JSON one attempt may give: in its log, and as its result."""
+    """What one attempt may give: bytes of JSON in its log and as its result, and log entries a second."""
 
     log_bytes: int = 16 * 1024 * 1024
     result_bytes: int = 64 * 1024 * 1024
+    log_rate: int = 1000
 
 
 class Workload:
@@ -202,6 +205,7 @@ class Attempt:
         self._belongings = Belongings()
         self._cut = False
         self._log_room = workload.bounds.log_bytes
+        self._thinning = Thinning(workload.bounds.log_rate)
         self._forget()
 
     async def carry_out(self) -> None:
@@ -214,6 +218,7 @@ class Attempt:
             ending = self._failed(error)
         else:
             ending = _returned(value, self._workload.bounds.result_bytes)
+        self._tell_left_out()
         if self._cut:
             # Its supervisor kills this process when that takes longer than the grace.
             await self._belongings.end()
@@ -254,6 +259,21 @@ class Attempt:
             return self._log_room > 0
         if self._log_room <= 0:
             return False
+        if self._thinning.passes():
+            self._tell_left_out()
+            self._keep(entry)
+            kept = True
+        else:
+            kept = False
+        self._workload.catch_up()
+        return kept
+
+    def _tell_left_out(self) -> None:
+        if left_out := self._thinning.told():
+            message = _LEFT_OUT.format(left_out, self._workload.bounds.log_rate)
+            self._keep(LogEntry(timestamp=timestamp(time.time()), level="warning", message=message, percentage=None))
+
+    def _keep(self, entry: LogEntry) -> None:
         data = _encode(entry)
         self._log_room -= len(data)
         if self._log_room <= 0:
@@ -266,8 +286,6 @@ class Attempt:
         self._warnings += entry["level"] in ("warning", "error")
         if entry["level"] == "progress":
             self._progress = (entry["message"], entry["percentage"])
-        self._workload.catch_up()
-        return True
 
     def _failed(self, error: BaseException) -> dict[str, Any]:
         if self._cut and isinstance(error, asyncio.CancelledError):

@@ -15,11 +15,14 @@ import psutil
 import pytest
 import uvloop
 
+from tests.faults.scale import FIGURE, SEED, TORTURE
 from tests.support.daemon import DaemonProcess
 from tests.support.processes import carrying, children, kill_all
+from tests.support.sharing import Sharing
 from tests.support.waiting import wait_until
 
-# Inherited by everything that the tests start, so that what left the process tree is found too.
+# Inherited by everything that the tests start, so that what left the process tree is found too. When several processes
+# share the tests, this is run in each: one does not see what the tests of another have started.
 _MARK_NAME, _MARK_VALUE = "CRAFT_EASY_TEST_SESSION", uuid.uuid4().hex
 os.environ[_MARK_NAME] = _MARK_VALUE
 
@@ -108,3 +111,23 @@ def daemon(short_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
         log = process.log
         process.close()
         print(f"--- log of the daemon on {process.root}\n{log}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return Sharing(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The fault suite says how it was run. Here, since the process that prints may be one that ran no tests."""
+    told = (each for reports in terminalreporter.stats.values() for each in reports)
+    faults = [each for each in told if isinstance(each, pytest.TestReport) and each.nodeid.startswith("tests/faults/")]
+    if not faults:
+        return
+    terminalreporter.section("faults")
+    form = "whole" if TORTURE else "short form; `make torture` runs all"
+    terminalreporter.line(f"CRAFT_EASY_FAULTS_SEED={SEED} ({form})")
+    # What a report of an earlier phase carries comes again with the last one.
+    for name, figure in (fact for each in faults if each.when == "teardown" for fact in each.user_properties):
+        if name == FIGURE:
+            terminalreporter.line(str(figure))

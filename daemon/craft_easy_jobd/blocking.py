@@ -13,7 +13,7 @@ from craft_easy_jobd.probe import Blockage, Evidence
 from craft_easy_jobd.stacks import Stack
 from craft_easy_jobd.workforce import Listener, Workforce
 from craft_easy_jobs.definition import Isolation
-from craft_easy_jobs.model import Level, LogEntry, timestamp, utc_now
+from craft_easy_jobs.model import Level, LogEntry, timestamp
 from craft_easy_jobs.wire import BEAT_SECONDS, Entries
 
 logger = logging.getLogger("craft_easy_jobd.workers")
@@ -123,7 +123,7 @@ class Watch:
             attempt.blocks_told += level == "warning"
             if attempt.blocks_told > TOLD_AT_MOST:
                 return
-            entry = LogEntry(timestamp=timestamp(utc_now()), level=level, message=text, percentage=None)
+            entry = LogEntry(timestamp=timestamp(time.time()), level=level, message=text, percentage=None)
             lease = attempt.lease
             self._listener.said(
                 worker, [Entries(lease.run_id, lease.token, _encode(entry), 1, warnings=int(level == "warning"))]

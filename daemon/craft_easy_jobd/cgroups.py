@@ -1,7 +1,7 @@
 """Containment by a cgroup for each worker, where a part of the cgroup2 tree is the daemon's."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,17 +28,20 @@ class Cgroups:
         self._prefix = f"craft-easy-jobs-{instance}-"
         self.environment = {MARK: instance}
 
-    def arguments(self, name: str) -> Sequence[str]:
+    def cgroup(self, name: str) -> str | None:
         path = self._path(name)
         path.mkdir(exist_ok=True)
-        return [f"--cgroup={path}"]
+        return str(path)
 
     def sweep(self, name: str, pid: int | None, spared: Collection[int]) -> list[int] | None:
         return _sweep(self._path(name))
 
     def sweep_leftovers(self) -> list[int]:
         left = [path for path in self._folder.iterdir() if path.name.startswith(self._prefix)]
-        found = [pid for path in left for pid in _sweep(path) or ()]
+        # Before they are killed: who dies at once would not be told of.
+        found = [pid for path in left for pid in _members(path)]
+        for path in left:
+            _sweep(path)
         # That life may have had no cgroups.
         return found + sweep_carriers(self.environment)
 
@@ -104,8 +107,12 @@ def _sweep(path: Path) -> list[int] | None:
 
 
 def _members(path: Path) -> list[int]:
-    procs = [path / "cgroup.procs", *path.glob("**/*/cgroup.procs")]
-    return [int(pid) for each in procs for pid in each.read_text().split()]
+    found: list[int] = []
+    for procs in (path / "cgroup.procs", *path.glob("**/*/cgroup.procs")):
+        # One may be removed meanwhile, by the job that made it.
+        with suppress(OSError):
+            found += map(int, procs.read_text().split())
+    return found
 
 
 def _removed(path: Path) -> bool:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -32,8 +32,8 @@ class Containment(Protocol):
     kind: ContainmentKind
     environment: dict[str, str]
 
-    def arguments(self, name: str) -> Sequence[str]:
-        """What the next worker's command line needs; called once before its start."""
+    def cgroup(self, name: str) -> str | None:
+        """Folder of the cgroup that the next worker is to enter; called once before its start."""
 
     def sweep(self, name: str, pid: int | None, spared: Collection[int]) -> list[int] | None:
         """Kill what a worker's jobs started, one round of it; returns whom it found, None when nothing is left.
@@ -64,8 +64,8 @@ class ProcessTrees:
         # Whoever started the daemon by exec may have left it children.
         self._strangers = frozenset(children(os.getpid()))
 
-    def arguments(self, name: str) -> Sequence[str]:
-        return ()
+    def cgroup(self, name: str) -> str | None:
+        return None
 
     def sweep(self, name: str, pid: int | None, spared: Collection[int]) -> list[int] | None:
         adopted = [each for each in children(os.getpid()) if each not in spared and self._is_ours(each)]

@@ -5,17 +5,16 @@ into calls to the ledger at once, so that all of it shares the next commit.
 """
 
 import asyncio
-import logging
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
 
 from craft_easy_jobd.attempts import Attempt, Attempts
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.commits import Commits
+from craft_easy_jobd.endings import Endings
 from craft_easy_jobd.ledger import Again, Lease, Ledger, LogChunk, Result
 from craft_easy_jobd.pool import Worker
 from craft_easy_jobd.states import RunState
@@ -24,8 +23,6 @@ from craft_easy_jobd.verdicts import Ended, judge
 from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import Entries, Outcome
-
-logger = logging.getLogger("craft_easy_jobd.runs")
 
 _ISOLATIONS: tuple[Isolation, ...] = ("shared", "process")
 # Beyond this many runs a claim would only make the first of them wait.
@@ -62,6 +59,7 @@ class Dispatcher:
         self._claiming: dict[Isolation, int] = dict.fromkeys(_ISOLATIONS, 0)
         self._homeless: deque[Lease] = deque()
         self._commits = commits
+        self._endings = Endings()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at: float | None = None
 
@@ -101,6 +99,7 @@ class Dispatcher:
 
     def look_again(self) -> None:
         """Once a second: what a jump of the wall clock, or a queue that only dedicated workers can take, needs."""
+        self._endings.sum_up()
         self._set_alarm(None)
         self.kick()
         if self._open and self._ledger.counts[RunState.QUEUED] and self._workforce.room("shared"):
@@ -211,9 +210,8 @@ class Dispatcher:
     def _finished(self, results: list[tuple[Lease, Result]], written: list[bool]) -> None:
         self._ended()
         self._bell.ring(each for lease, _ in results for each in (lease.run_id, lease.spec.parent_run_id) if each)
-        if logger.isEnabledFor(logging.INFO):
-            for (lease, result), was_written in zip(results, written, strict=True):
-                _log_end(lease, result, was_written)
+        for (lease, result), was_written in zip(results, written, strict=True):
+            self._endings.of_run(lease, result, was_written)
         self.kick()
 
     def _retry(self, again: list[Again]) -> None:
@@ -222,10 +220,7 @@ class Dispatcher:
 
     def _retried(self, again: list[Again], _written: list[bool]) -> None:
         for each in again:
-            logger.warning(
-                "attempt ended, the run goes on",
-                extra={**_names(each.lease), "reason": each.reason, "error": each.error, "delay": each.delay_seconds},
-            )
+            self._endings.of_attempt(each)
         self._bell.ring(each.lease.run_id for each in again)
         if any(each.isolation == "process" for each in again):
             self._workforce.want_dedicated()
@@ -265,22 +260,3 @@ def _unstarted(lease: Lease, reason: str, error: str) -> Result:
         completed_at=now,
         attempts=lease.attempt,
     )
-
-
-def _names(lease: Lease) -> dict[str, Any]:
-    return {"run_id": lease.run_id, "job": lease.spec.job, "tenant": lease.spec.tenant_id, "attempt": lease.attempt}
-
-
-def _log_end(lease: Lease, result: Result, written: bool) -> None:
-    facts = {
-        **_names(lease),
-        "reason": result.reason,
-        "error": result.error,
-        "seconds": round(result.completed_at - result.started_at, 3),
-    }
-    if not written:
-        logger.warning("late outcome refused: the run was given away since", extra=facts)
-    elif result.state is RunState.COMPLETED:
-        logger.info("run completed", extra=facts)
-    else:
-        logger.warning("run failed", extra=facts)

@@ -1,7 +1,6 @@
 """The JSON shapes of the control API: what it takes and what it answers."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar, get_origin
 
@@ -218,7 +217,7 @@ def problem(error: ApiError | RequestError) -> Problem:
 
 
 def _time(seconds: float) -> str:
-    return timestamp(datetime.fromtimestamp(seconds, UTC))
+    return timestamp(seconds)
 
 
 def read_query(kind: type[Query], values: Iterable[tuple[str, str]]) -> Query:

@@ -1,19 +1,20 @@
 """incoming/ and claimed/, file by file: what is claimed, what is refused, what is left alone for now.
 
-Everything here is called in the spool's own thread.
+Everything here is called in the spool's own thread. Nothing is durable before `sync`.
 """
 
 import contextlib
 import errno
+import heapq
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from craft_easy_jobd.admission import Catalogue, admit, new_run_id
 from craft_easy_jobd.folders import PRIVATE, folder, require_folders, sync
-from craft_easy_jobd.ledger import RunSpec
+from craft_easy_jobd.ledger import RequestFile, RunSpec
 from craft_easy_jobd.patience import Patience, mark
 from craft_easy_jobd.rejects import exists, reject
 from craft_easy_jobd.request_files import UnreadyError, check_file, is_draft, read_file, user_name
@@ -25,6 +26,8 @@ logger = logging.getLogger("craft_easy_jobd.spool")
 
 SLICE_FILES = 500
 SLICE_BYTES = 16 * 1024 * 1024
+# So many files are put into the order of their age at a time; of a larger backlog the oldest ones.
+LOOK_FILES = 100_000
 
 # Errors that lie in one file; others are everybody's, such as a full disk, and end the look.
 _OF_ONE_FILE = (errno.EPERM, errno.EACCES, errno.EBUSY)
@@ -39,8 +42,13 @@ class Claim(NamedTuple):
     dropped: str
     uid: int
     size: int
+    inode: int
     modified_ns: int
     run: RunSpec | RequestError
+
+    @property
+    def file(self) -> RequestFile:
+        return RequestFile(self.run_id, self.inode, self.modified_ns)
 
 
 Slices: TypeAlias = Generator[list[Claim], None, None]
@@ -57,11 +65,13 @@ class Intake:
 
     Attributes:
         catalogue: the jobs that there are; may be changed between two slices.
+        more: the last look left files for another one.
         unready: the files that may become right yet.
     """
 
     def __init__(self, settings: Settings, catalogue: Catalogue, *, before_look: Callable[[], None]) -> None:
         self.catalogue = catalogue
+        self.more = False
         self.unready = Patience(settings.settle_seconds)
         self._stuck = Patience(_STUCK_SECONDS)
         self._settings = settings
@@ -71,6 +81,8 @@ class Intake:
             settings.rejected_dir: PRIVATE,
         }
         self._before_look = before_look
+        # What lies in claimed/, which is ours alone: to ask the folder for each run id would cost as much as a claim.
+        self._claimed: set[str] = set()
 
     def prepare(self) -> None:
         """Make the folders.
@@ -81,17 +93,14 @@ class Intake:
         require_folders(self._modes)
 
     def incoming(self) -> Slices:
-        """Look once at every file that was dropped; a slice is claimed durably when it comes out."""
+        """Look at the files that were dropped, the oldest first, LOOK_FILES at most; claim them slice by slice."""
         with self._open() as folders:
             self._before_look()
             self.unready.begin()
             self._stuck.begin()
-            with os.scandir(folders.incoming) as entries:
-                names = (entry.name for entry in entries if not is_draft(entry.name))
-                for claims in _sliced(names, lambda name: self._look(name, folders)):
-                    if claims:
-                        self._sync(folders)
-                    yield sorted(claims, key=lambda claim: claim.modified_ns)
+            names = self._oldest(folders.incoming)
+            self.more = len(names) == LOOK_FILES
+            yield from _sliced(names, lambda name: self._look(name, folders))
             self.unready.end()
             self._stuck.end()
 
@@ -99,47 +108,82 @@ class Intake:
         """Look again at what was claimed before, under the run ids that it has."""
         with self._open() as folders, os.scandir(folders.claimed) as entries:
             names = (entry.name for entry in entries if _is_claimed(entry.name))
-            for claims in _sliced(names, lambda name: self._look_again(name, folders.claimed)):
-                self._sync(folders)
-                yield claims
+            yield from _sliced(names, lambda name: self._look_again(name, folders.claimed))
 
-    def settle(self, answers: Sequence[tuple[Claim, RequestError | None]]) -> None:
-        """Unlink claimed files that the ledger has; reject those that come with an error. Twice is harmless."""
-        if not answers:
+    def bring_back(self, files: Iterable[RequestFile]) -> None:
+        """Give files their names in claimed/ that a power cut put back into incoming/."""
+        undone = {file.inode: file for file in files}
+        if not undone:
+            return
+        with self._open() as folders, os.scandir(folders.incoming) as entries:
+            for entry in entries:
+                if file := undone.get(entry.inode()):
+                    with contextlib.suppress(FileNotFoundError):
+                        _bring_back(entry.name, file, folders)
+
+    def sync(self) -> None:
+        """Make all names in claimed/ and incoming/ durable, and that others are gone.
+
+        Raises:
+            SyncError: the disk failed.
+        """
+        with self._open() as folders:
+            sync(folders.claimed, str(self._settings.claimed_dir))
+            sync(folders.incoming, str(self._settings.incoming_dir))
+
+    def remove(self, run_ids: Iterable[str]) -> None:
+        """Unlink claimed files. Twice is harmless."""
+        with self._open() as folders:
+            for run_id in run_ids:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{run_id}.json", dir_fd=folders.claimed)
+                self._claimed.discard(run_id)
+
+    def reject(self, refused: Sequence[tuple[Claim, RequestError]]) -> None:
+        """Reject claimed files, each for its reason. Twice is harmless."""
+        if not refused:
             return
         with self._open() as folders:
-            for claim, error in answers:
-                name = f"{claim.run_id}.json"
+            for claim, error in refused:
                 with contextlib.suppress(FileNotFoundError):
-                    if error is None:
-                        os.unlink(name, dir_fd=folders.claimed)
-                    else:
-                        _reject(name, error, claim.uid, folders.claimed, claim.dropped, folders)
+                    _reject(f"{claim.run_id}.json", error, claim.uid, folders.claimed, claim.dropped, folders)
+                self._claimed.discard(claim.run_id)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[_Folders]:
         with contextlib.ExitStack() as stack:
             yield _Folders(*(stack.enter_context(folder(path, mode)) for path, mode in self._modes.items()))
 
-    def _sync(self, folders: _Folders) -> None:
-        sync(folders.claimed, str(self._settings.claimed_dir))
-        sync(folders.incoming, str(self._settings.incoming_dir))
+    def _oldest(self, incoming: int) -> list[str]:
+        """Names of the oldest files that are not to be left alone."""
+        with os.scandir(incoming) as entries:
+            ages = ((age, entry.name) for entry in entries if (age := self._age(entry)) is not None)
+            return [name for _, name in heapq.nsmallest(LOOK_FILES, ages)]
+
+    def _age(self, entry: "os.DirEntry[str]") -> int | None:
+        """When it was written, None when it is to be left alone for now, or is gone."""
+        if is_draft(entry.name):
+            return None
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        now = mark(status)
+        waiting = self.unready.waiting(entry.name, now) or self._stuck.waiting(entry.name, now)
+        return None if waiting else status.st_mtime_ns
 
     def _look(self, name: str, folders: _Folders) -> Claim | None:
         """The claim of a dropped file; None when it was rejected, is left alone, or is gone."""
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(name, dir_fd=folders.incoming, follow_symlinks=False)
-            now = mark(status)
-            if self.unready.waiting(name, now) or self._stuck.waiting(name, now):
-                return None
             try:
                 return self._claim_or_reject(name, status, folders)
             except OSError as error:
                 if error.errno not in _OF_ONE_FILE:
                     raise
-                if not self._stuck.exhausted(name, now):
+                if not self._stuck.exhausted(name, mark(status)):
                     logger.error("%r cannot be moved out of incoming/: %s; move it yourself", name, error.strerror)
-                self._stuck.note(name, now)
+                self._stuck.note(name, mark(status))
         return None
 
     def _claim_or_reject(self, name: str, status: os.stat_result, folders: _Folders) -> Claim | None:
@@ -161,14 +205,12 @@ class Intake:
         request = decode_request(data)
         run_id = request.run_id or new_run_id()
         spec = admit(request, self.catalogue, run_id=run_id, requested_by=user_name(status.st_uid))
-        target = f"{run_id}.json"
-        if request.run_id and exists(target, folders.claimed):
+        if run_id in self._claimed:
             raise RequestError("run_id", f"{run_id!r} is being admitted already; choose another one")
-        os.rename(name, target, src_dir_fd=folders.incoming, dst_dir_fd=folders.claimed)
-        if os.stat(target, dir_fd=folders.claimed, follow_symlinks=False).st_ino != status.st_ino:
-            _put_back(target, name, folders)
+        if not _move(name, f"{run_id}.json", status.st_ino, folders):
             return None
-        return Claim(run_id, name, status.st_uid, status.st_size, status.st_mtime_ns, spec)
+        self._claimed.add(run_id)
+        return _claim(run_id, name, status, spec)
 
     def _look_again(self, name: str, claimed: int) -> Claim | None:
         run_id = name.removesuffix(".json")
@@ -181,14 +223,34 @@ class Intake:
                 run = admit(request, self.catalogue, run_id=run_id, requested_by=user_name(status.st_uid))
             except RequestError as error:
                 run = error
-            return Claim(run_id, name, status.st_uid, status.st_size, status.st_mtime_ns, run)
+            self._claimed.add(run_id)
+            return _claim(run_id, name, status, run)
         return None
+
+
+def _claim(run_id: str, dropped: str, status: os.stat_result, run: RunSpec | RequestError) -> Claim:
+    return Claim(run_id, dropped, status.st_uid, status.st_size, status.st_ino, status.st_mtime_ns, run)
 
 
 def _reject(name: str, error: RequestError, uid: int, source: int, dropped: str, folders: _Folders) -> None:
     target = reject(name, error, uid, source=source, dropped=dropped, rejected=folders.rejected)
     facts = {"rejected_as": ascii(target), "field": error.field, "user": user_name(uid)}
     logger.warning("rejected %s: %s", ascii(dropped), error, extra=facts)
+
+
+def _move(name: str, target: str, inode: int, folders: _Folders) -> bool:
+    """Give the file its name in claimed/; False when another one had taken its name since it was looked at."""
+    os.rename(name, target, src_dir_fd=folders.incoming, dst_dir_fd=folders.claimed)
+    if os.stat(target, dir_fd=folders.claimed, follow_symlinks=False).st_ino == inode:
+        return True
+    _put_back(target, name, folders)
+    return False
+
+
+def _bring_back(name: str, file: RequestFile, folders: _Folders) -> None:
+    # Written to since, it is a new request.
+    if os.stat(name, dir_fd=folders.incoming, follow_symlinks=False).st_mtime_ns == file.modified_ns:
+        _move(name, f"{file.run_id}.json", file.inode, folders)
 
 
 def _put_back(target: str, name: str, folders: _Folders) -> None:
@@ -201,7 +263,7 @@ def _is_claimed(name: str) -> bool:
     return name.endswith(".json") and _RUN_ID.match(name.removesuffix(".json")) is not None
 
 
-def _sliced(names: Iterator[str], look: Callable[[str], Claim | None]) -> Slices:
+def _sliced(names: Iterable[str], look: Callable[[str], Claim | None]) -> Slices:
     """Claims of at most SLICE_FILES files, fewer when they are large."""
     claims: list[Claim] = []
     looked = size = 0

@@ -22,7 +22,7 @@ Kind = Literal["job", "fan_out", "chain"]
 Lane = Isolation | Literal["none"]
 
 
-class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
+class RunSpec(msgspec.Struct, frozen=True):
     """A run as admitted: all that is needed to carry it out, whatever becomes of the request file.
 
     `params` is a JSON object as bytes. `isolation` and `on_interrupt` are the job's at the time of admission. A run of
@@ -73,6 +73,25 @@ class ChainPlan(msgspec.Struct, frozen=True):
 encode_plan = msgspec.msgpack.Encoder().encode
 decode_fan_out = msgspec.msgpack.Decoder(FanOut).decode
 decode_chain = msgspec.msgpack.Decoder(ChainPlan).decode
+
+
+class RequestFile(msgspec.Struct, frozen=True, array_like=True):
+    """The file that a run was asked for with; `inode` and `modified_ns` tell it from any other while it is there."""
+
+    run_id: str
+    inode: int
+    modified_ns: int
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """Request files whose runs were submitted together.
+
+    `number`: the spool's, larger for a later slice. `named`: each has its name in claimed/ durably.
+    """
+
+    number: int
+    files: list[RequestFile]
+    named: bool = False
 
 
 class Submitted(NamedTuple):
@@ -149,7 +168,7 @@ class LogChunk(NamedTuple):
     warnings: int
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class Run(msgspec.Struct, frozen=True):
     """All that the ledger knows of a run, without its log.
 
     `reason` of a run that is not final says what ended its last attempt. `next_at`: when a scheduled or retrying run
@@ -204,8 +223,12 @@ class Ledger(Protocol):
         """Commit what was called before, then close. Twice is harmless."""
 
     # -- producers and readers
-    def submit(self, specs: Sequence[RunSpec]) -> Future[list[Submitted]]:
-        """Add runs as `queued`, or `scheduled` when `not_before` lies ahead; idempotent by run_id."""
+    def submit(self, specs: Sequence[RunSpec], *, came_in: Slice | None = None) -> Future[list[Submitted]]:
+        """Add runs as `queued`, or `scheduled` when `not_before` lies ahead; idempotent by run_id.
+
+        `came_in`: the files of these runs, in their order. Those of the runs that are new are kept in mind by the same
+        transaction, until `let_go`.
+        """
 
     def cancel(self, run_id: str) -> Future[Cancelled | None]:
         """End a waiting run as `failed`/`cancelled`; mark an active one `stopping`; leave a final one alone.
@@ -266,6 +289,13 @@ class Ledger(Protocol):
         Asked to cancel: `failed`/`cancelled`. `on_interrupt="fail"` or interrupted more than `budget` times:
         `failed`/`interrupted`. Else back to `queued`, one interruption more.
         """
+
+    # -- the spool
+    async def slices(self) -> list[Slice]:
+        """The files that are kept in mind, in the order of their numbers."""
+
+    def let_go(self, *, named: Sequence[int], gone: Sequence[int]) -> Future[None]:
+        """Of these slices all files are `named`; those slices are not kept in mind any more."""
 
     # -- publishing
     async def unpublished(self, *, limit: int) -> list[Ended]:

@@ -6,20 +6,29 @@ when an operator retries the parent adds what is missing and nothing else.
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
 from craft_easy_jobd.ledger import ChainPlan, Result, RunSpec, decode_chain, decode_fan_out
-from craft_easy_jobd.ledger_moves import LOG_ACTIVE, add, end, reopen
+from craft_easy_jobd.ledger_moves import LOG_ACTIVE, add, end, end_waiting, failed, reopen
 from craft_easy_jobd.ledger_rows import SPEC, spec_of
 from craft_easy_jobd.ledger_schema import LIVE, STATES, move, state_is
-from craft_easy_jobd.states import ACTIVE, FINAL, RunState
+from craft_easy_jobd.states import ACTIVE, FINAL, WAITING, RunState
 from craft_easy_jobd.turns import Turns
-from craft_easy_jobs.families import Row, StepFacts, StepState, advance, chain_table, child_run_id, fan_out_table
+from craft_easy_jobs.families import (
+    Advance,
+    Row,
+    StepFacts,
+    StepState,
+    advance,
+    chain_table,
+    child_run_id,
+    fan_out_table,
+)
 from craft_easy_jobs.model import timestamp
 
 _QUEUED = (
@@ -33,9 +42,17 @@ _BEGIN = move(
 )
 _PARENT = f"SELECT token, attempt, state, cancel_requested, started_at, {', '.join(SPEC)} FROM runs WHERE run_id = ?"  # noqa: S608
 _CHILDREN = (
-    "SELECT tenant_id, step, state, reason, run_id, round(completed_at - started_at, 6) AS seconds, error, result "
-    "FROM runs WHERE parent_run_id = ? ORDER BY seq"
+    "SELECT tenant_id, step, state, reason, run_id, token, attempt, round(completed_at - started_at, 6) AS seconds, "
+    "error, result FROM runs WHERE parent_run_id = ? ORDER BY seq"
 )
+# What may run again of a parent. An earlier try of a step is over, whatever became of the later ones.
+_FAILED_CHILDREN = (
+    f"SELECT run_id FROM runs AS child WHERE parent_run_id = ? AND {state_is(RunState.FAILED)} "  # noqa: S608
+    "AND NOT EXISTS (SELECT 1 FROM runs AS later WHERE later.parent_run_id = child.parent_run_id "
+    "AND later.step = child.step AND later.seq > child.seq)"
+)
+# The reason of a child that was to start when its chain was stopped by another one; it is no try of its step.
+_WITHDRAWN = "upstream_failed"
 # So many failed ones are named in the error of a fan-out; the table in its result has them all.
 _NAMED = 5
 
@@ -73,6 +90,8 @@ class _Child(NamedTuple):
     state: RunState
     reason: str | None
     run_id: str
+    token: int
+    attempt: int
     seconds: float | None
     error: str | None
     result: bytes
@@ -119,11 +138,13 @@ def advance_all(
 
 
 def live_children(db: sqlite3.Connection, run_id: str) -> list[str]:
-    return _ids(db, run_id, LIVE)
+    sql = f"SELECT run_id FROM runs WHERE parent_run_id = ? AND {LIVE}"  # noqa: S608
+    return [child for (child,) in db.execute(sql, (run_id,))]
 
 
 def failed_children(db: sqlite3.Connection, run_id: str) -> list[str]:
-    return _ids(db, run_id, state_is(RunState.FAILED))
+    """Of a step that was tried several times, the last one."""
+    return [child for (child,) in db.execute(_FAILED_CHILDREN, (run_id,))]
 
 
 def reopen_parents(db: sqlite3.Connection, run_id: str) -> None:
@@ -134,11 +155,6 @@ def reopen_parents(db: sqlite3.Connection, run_id: str) -> None:
         if not reopen(db, parent) and db.execute("SELECT 1 FROM fan_outs WHERE run_id = ?", (parent,)).fetchone():
             _count_live(db, parent)
         row = db.execute("SELECT parent_run_id FROM runs WHERE run_id = ?", (parent,)).fetchone()
-
-
-def _ids(db: sqlite3.Connection, run_id: str, where: str) -> list[str]:
-    sql = f"SELECT run_id FROM runs WHERE parent_run_id = ? AND {where}"  # noqa: S608
-    return [child for (child,) in db.execute(sql, (run_id,))]
 
 
 def _parent(db: sqlite3.Connection, run_id: str) -> _Parent | None:
@@ -195,7 +211,7 @@ def _tell(db: sqlite3.Connection, now: float, run_id: str, children: Sequence[Go
     if not children:
         return
     percentage = (counts.total - counts.live) * 100 // counts.total if counts else None
-    moment = timestamp(datetime.fromtimestamp(now, UTC))
+    moment = timestamp(now)
     entries = [
         {
             "timestamp": moment,
@@ -232,27 +248,51 @@ def _advance_chain(
     db: sqlite3.Connection, now: float, turns: Turns, parent: _Parent, children: Sequence[_Child]
 ) -> Result | None:
     plan = decode_chain(parent.spec.plan or b"")
-    last = {child.step or "": child for child in children}
-    tries = {job: sum(child.step == job for child in children) for job in last}
-    facts = {job: StepFacts(_step_state(child.state), tries[job]) for job, child in last.items()}
+    tried = [child for child in children if child.reason != _WITHDRAWN]
+    last = _last_of_each(tried)
+    tries = {job: sum(child.step == job for child in tried) for job in last}
+    facts = {job: StepFacts(_step_state(child), tries[job]) for job, child in last.items()}
     moves = advance([planned.step for planned in plan.steps], facts, stopping=parent.cancel_requested)
-    upstream = msgspec.json.encode(
-        {job: msgspec.Raw(child.result) for job, child in last.items() if child.state is RunState.COMPLETED}
-    )
-    planned = {each.step.job: each for each in plan.steps}
-    specs = [_child(parent.spec, planned[job].run, part=job, step=job, upstream=upstream) for job in moves.start]
-    for job in moves.again:
-        # A space keeps it apart from the step whose name is the same but for it.
-        part, due = f"{job} {tries[job] + 1}", now + planned[job].step.retry_delay_seconds
-        specs.append(_child(parent.spec, planned[job].run, part=part, step=job, upstream=upstream, not_before=due))
+    gone = [last[job] for job in moves.withdraw]
+    _withdraw(db, now, gone)
+    last = _last_of_each(child for child in tried if child not in gone)
+    specs = _next_runs(now, parent, plan, moves, children)
     _add_children(db, now, turns, parent.spec.run_id, specs)
     return _chain_result(now, parent, plan, last) if moves.ended and not specs else None
 
 
-def _step_state(state: RunState) -> StepState:
-    if state not in FINAL:
-        return "running"
-    return "completed" if state is RunState.COMPLETED else "failed"
+def _withdraw(db: sqlite3.Connection, now: float, children: Iterable[_Child]) -> None:
+    for child in children:
+        result = failed(_WITHDRAWN, "another step stopped the chain before this run started", now, now, 0)
+        end_waiting(db, child.run_id, child.token, result)
+
+
+def _next_runs(
+    now: float, parent: _Parent, plan: ChainPlan, moves: Advance, children: Sequence[_Child]
+) -> list[RunSpec]:
+    planned = {each.step.job: each for each in plan.steps}
+    earlier = Counter(child.step for child in children)
+    done = {child.step or "": child.result for child in children if child.state is RunState.COMPLETED}
+    upstream = msgspec.json.encode({job: msgspec.Raw(result) for job, result in done.items()})
+
+    def run(job: str, **facts: Any) -> RunSpec:
+        # A space keeps it apart from the step whose name is the same but for it.
+        part = f"{job} {earlier[job] + 1}" if earlier[job] else job
+        return _child(parent.spec, planned[job].run, part=part, step=job, upstream=upstream, **facts)
+
+    again = [run(job, not_before=now + planned[job].step.retry_delay_seconds) for job in moves.again]
+    return [*map(run, moves.start), *again]
+
+
+def _last_of_each(children: Iterable[_Child]) -> dict[str, _Child]:
+    """The last try of each step."""
+    return {child.step or "": child for child in children}
+
+
+def _step_state(child: _Child) -> StepState:
+    if child.state not in FINAL:
+        return "due" if child.state in WAITING and child.attempt == 0 else "running"
+    return "completed" if child.state is RunState.COMPLETED else "failed"
 
 
 def _chain_result(now: float, parent: _Parent, plan: ChainPlan, last: Mapping[str, _Child]) -> Result:

@@ -67,10 +67,9 @@ def reopen(db: sqlite3.Connection, run_id: str) -> bool:
 
 
 def waiting_turns(db: sqlite3.Connection) -> list[tuple[int, str | None, int]]:
-    """The last turn of each (priority, tenant) that has runs in the queue."""
-    queued = f"{LIVE} AND {state_is(RunState.QUEUED)}"
+    """The last turn of each (priority, tenant) that has runs in the queue, or some that may come back to it."""
     return db.execute(
-        f"SELECT priority, tenant_id, max(turn) FROM runs WHERE {queued} GROUP BY priority, tenant_id"  # noqa: S608
+        f"SELECT priority, tenant_id, max(turn) FROM runs WHERE {LIVE} GROUP BY priority, tenant_id"  # noqa: S608
     ).fetchall()
 
 

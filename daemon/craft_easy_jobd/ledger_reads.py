@@ -10,14 +10,16 @@ from typing import TypeVar
 import msgspec
 
 from craft_easy_jobd.errors import LedgerError
-from craft_easy_jobd.ledger import Ended, Run
-from craft_easy_jobd.ledger_rows import SELECT_RUNS, run_of
+from craft_easy_jobd.ledger import Ended, RequestFile, Run, Slice
+from craft_easy_jobd.ledger_rows import SELECT_RUNS, SELECT_UNPUBLISHED, ended_run, run_of
 from craft_easy_jobd.ledger_schema import LIVE, open_reader, state_is
 from craft_easy_jobd.states import FINAL, RunState
 
 T = TypeVar("T")
 
 MAX_UNPUBLISHED_BYTES = 64 * 1024 * 1024
+_WHOLE_LOG = "SELECT upto, warnings, entries FROM log WHERE seq = ? ORDER BY upto"
+_files = msgspec.msgpack.Decoder(list[RequestFile])
 _entries = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -111,27 +113,23 @@ def _without_read(entries: bytes, unread: int) -> bytes:
     return entries if len(decoded) <= unread else b",".join(map(bytes, decoded[-unread:]))
 
 
+def slices(db: sqlite3.Connection) -> list[Slice]:
+    rows = db.execute("SELECT number, files, named FROM slices ORDER BY number")
+    return [Slice(number, _files.decode(files), bool(named)) for number, files, named in rows]
+
+
 def unpublished(db: sqlite3.Connection, limit: int) -> list[Ended]:
     """Up to `limit`, fewer once their logs exceed MAX_UNPUBLISHED_BYTES, and none only when none is left."""
-    waiting = f"{SELECT_RUNS} WHERE runs.seq IN (SELECT seq FROM unpublished) ORDER BY runs.seq LIMIT ?"  # noqa: S608
-    rows = db.execute(waiting, (max(limit, 0),))
     ended: list[Ended] = []
     size = 0
-    for row in rows:
+    for row in db.execute(SELECT_UNPUBLISHED, (max(limit, 0),)):
         if size > MAX_UNPUBLISHED_BYTES:
             break
-        run = run_of(row)
-        ended.append(Ended(run, _whole_log(db, run)))
+        chunks = db.execute(_WHOLE_LOG, row[:1]).fetchall()
+        upto, warnings, _ = chunks[-1] if chunks else (0, 0, b"")
+        ended.append(Ended(ended_run(row, warnings, upto), _array([entries for *_, entries in chunks])))
         size += len(ended[-1].logs)
     return ended
-
-
-def _whole_log(db: sqlite3.Connection, run: Run) -> bytes:
-    if not run.log_count:
-        return b"[]"
-    return _array(
-        [entries for (entries,) in db.execute("SELECT entries FROM log WHERE seq = ? ORDER BY upto", (run.seq,))]
-    )
 
 
 def _array(chunks: Sequence[bytes]) -> bytes:

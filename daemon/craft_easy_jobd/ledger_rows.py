@@ -1,35 +1,42 @@
-"""How records become rows and rows become records."""
+"""How records become rows and rows become records: by place, for a name looked up per column costs more than SQLite."""
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
 from craft_easy_jobd.ledger import Lease, Result, Run, RunSpec
 from craft_easy_jobd.ledger_schema import LIVE, STATES
-from craft_easy_jobd.states import FINAL, RunState
+from craft_easy_jobd.states import FINAL
 
 # The columns of a spec have the names of its fields, those of a result too but for `attempt`.
 SPEC = RunSpec.__struct_fields__
 LEASE = ("token", "attempt", "failures", "interruptions")
 RESULT = tuple("attempt" if name == "attempts" else name for name in Result._fields if name != "state")
 
-_OWN = ("state", "reason", *LEASE, "cancel_requested", "requested_at", "next_at", "started_at")
+_OWN = ("reason", "attempt", "failures", "interruptions", "token", "cancel_requested", "requested_at", "next_at")
 _LAST_CHUNK = "(SELECT {} FROM log WHERE log.seq = runs.seq ORDER BY upto DESC LIMIT 1)"
-_COLUMNS = (
-    "runs.seq AS seq",
-    *dict.fromkeys((*SPEC, *_OWN, *RESULT)),
-    f"{_LAST_CHUNK.format('upto')} AS log_count",
-    f"{_LAST_CHUNK.format('warnings')} AS warnings",
-    f"(NOT {LIVE} AND runs.seq NOT IN (SELECT seq FROM unpublished)) AS published",  # noqa: S608
+_LOGGED = (f"coalesce({_LAST_CHUNK.format('warnings')}, 0)", f"coalesce({_LAST_CHUNK.format('upto')}, 0)")
+_PUBLISHED = f"(NOT {LIVE} AND NOT EXISTS (SELECT 1 FROM unpublished WHERE unpublished.seq = runs.seq))"  # noqa: S608
+_ROW = ("seq", "state", *SPEC, *RESULT, *_OWN, "started_at")
+_SPEC_AT = slice(2, 2 + len(SPEC))
+_RESULT_AT = slice(_SPEC_AT.stop, _SPEC_AT.stop + len(RESULT))
+_OWN_AT = slice(_RESULT_AT.stop, None)
+_VALIDATE_AT = SPEC.index("validate")
+_CANCEL_REQUESTED_AT = Run.__struct_fields__.index("cancel_requested")
+
+_COLUMNS = ", ".join(f"runs.{name}" for name in _ROW)
+SELECT_RUNS = f"SELECT {', '.join((_COLUMNS, *_LOGGED, _PUBLISHED))} FROM runs"  # noqa: S608
+# The log of these is read in any case, so its totals are too.
+SELECT_UNPUBLISHED = (
+    f"SELECT {_COLUMNS} FROM unpublished CROSS JOIN runs ON runs.seq = unpublished.seq "  # noqa: S608
+    "ORDER BY unpublished.seq LIMIT ?"
 )
-SELECT_RUNS = f"SELECT {', '.join(_COLUMNS)} FROM runs"  # noqa: S608
 
 
 def spec_of(values: Sequence[Any]) -> RunSpec:
     """From the values of the SPEC columns."""
-    fields = dict(zip(SPEC, values, strict=True))
-    fields["validate"] = bool(fields["validate"])
-    return RunSpec(**fields)
+    fields = list(values)
+    fields[_VALIDATE_AT] = bool(fields[_VALIDATE_AT])
+    return RunSpec(*fields)
 
 
 def lease_of(values: Sequence[Any]) -> Lease:
@@ -39,28 +46,16 @@ def lease_of(values: Sequence[Any]) -> Lease:
     return Lease(spec.run_id, token, attempt, failures, interruptions, spec)
 
 
-def run_of(row: sqlite3.Row) -> Run:
+def run_of(row: Sequence[Any]) -> Run:
     """From a row of SELECT_RUNS."""
-    state = STATES[row["state"]]
-    return Run(
-        seq=row["seq"],
-        spec=spec_of([row[name] for name in SPEC]),
-        state=state,
-        reason=row["reason"],
-        attempt=row["attempt"],
-        failures=row["failures"],
-        interruptions=row["interruptions"],
-        token=row["token"],
-        cancel_requested=bool(row["cancel_requested"]),
-        requested_at=row["requested_at"],
-        next_at=row["next_at"],
-        started_at=row["started_at"],
-        result=_result_of(state, row),
-        warnings=row["warnings"] or 0,
-        log_count=row["log_count"] or 0,
-        published=bool(row["published"]),
-    )
+    *values, warnings, log_count, published = row
+    return ended_run(values, warnings, log_count, published=bool(published))
 
 
-def _result_of(state: RunState, row: sqlite3.Row) -> Result | None:
-    return Result(state, *(row[name] for name in RESULT)) if state in FINAL else None
+def ended_run(row: Sequence[Any], warnings: int, log_count: int, *, published: bool = False) -> Run:
+    """From a row of SELECT_UNPUBLISHED, and what its log says."""
+    state = STATES[row[1]]
+    result = Result(state, *row[_RESULT_AT]) if state in FINAL else None
+    fields = [row[0], spec_of(row[_SPEC_AT]), state, *row[_OWN_AT], result, warnings, log_count, published]
+    fields[_CANCEL_REQUESTED_AT] = bool(fields[_CANCEL_REQUESTED_AT])
+    return Run(*fields)

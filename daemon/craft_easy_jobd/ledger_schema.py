@@ -97,6 +97,9 @@ CREATE TABLE log (
 -- `token`: of the end that is to be published; a run that is put back and ends again has another one.
 CREATE TABLE unpublished (seq INTEGER PRIMARY KEY, token INTEGER NOT NULL) STRICT;
 
+-- Request files whose runs are in the ledger and that may still lie in the spool, see spool.py.
+CREATE TABLE slices (number INTEGER PRIMARY KEY, named INTEGER NOT NULL, files BLOB NOT NULL) STRICT;
+
 -- How many children a fan-out has, and how many have not ended, so that its last child knows that it is the last.
 CREATE TABLE fan_outs (run_id TEXT PRIMARY KEY, live INTEGER NOT NULL, total INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
@@ -148,9 +151,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
 
 def open_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write; the file must exist."""
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    db.row_factory = sqlite3.Row
-    return db
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
@@ -202,5 +203,8 @@ def _explain(path: Path, error: sqlite3.Error) -> str:
         sqlite3.SQLITE_READONLY: "the file and its folder must be writable by the daemon's user",
         sqlite3.SQLITE_BUSY: "another program holds it; end that one first",
     }
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return f"{path}: cannot open the ledger: {error}; " + advice.get(code, "look at its file system")
+    code = getattr(error, "sqlite_errorcode", 0)
+    # A full disk is an I/O error, too, when the index of the write-ahead log has no room.
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
+        return f"{path}: cannot open the ledger: its disk is full, or a quota is; free some space, then start again"
+    return f"{path}: cannot open the ledger: {error}; " + advice.get(code & 0xFF, "look at its file system")

@@ -4,9 +4,11 @@ import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from craft_easy_jobd import ledger_families as families
 from craft_easy_jobd.interruptions import after_interruption
-from craft_easy_jobd.ledger import Again, Cancelled, Lease, LogChunk, Result, Run, RunSpec, Submitted
+from craft_easy_jobd.ledger import Again, Cancelled, Lease, LogChunk, Result, Run, RunSpec, Slice, Submitted
 from craft_easy_jobd.ledger_families import Gone
 from craft_easy_jobd.ledger_moves import LEASED, LOG_ACTIVE, add, end, end_waiting, failed, reopen, state_at
 from craft_easy_jobd.ledger_rows import LEASE, SPEC, lease_of
@@ -35,6 +37,7 @@ _AGAIN = {
     )
     for state in (RunState.QUEUED, RunState.RETRYING)
 }
+_encode_files = msgspec.msgpack.Encoder().encode
 _LOG = LOG_ACTIVE + " AND token = ?"
 _ABANDONED = (
     "SELECT run_id, parent_run_id, coalesce(step, tenant_id, run_id), token, attempt, interruptions, "  # noqa: S608
@@ -43,11 +46,18 @@ _ABANDONED = (
 )
 
 
-def submit(db: sqlite3.Connection, now: float, turns: Turns, specs: Sequence[RunSpec]) -> list[Submitted]:
+def submit(
+    db: sqlite3.Connection, now: float, turns: Turns, specs: Sequence[RunSpec], came_in: Slice | None
+) -> list[Submitted]:
     added = add(db, now, specs, turns)
     if added == len(specs):
-        return [Submitted(spec.run_id, state_at(now, spec), False) for spec in specs]
-    return _tell_duplicates(db, [spec.run_id for spec in specs], added)
+        submitted = [Submitted(spec.run_id, state_at(now, spec), False) for spec in specs]
+    else:
+        submitted = _tell_duplicates(db, [spec.run_id for spec in specs], added)
+    if came_in and added:
+        files = [file for file, each in zip(came_in.files, submitted, strict=True) if not each.duplicate]
+        db.execute("INSERT INTO slices VALUES (?, ?, ?)", (came_in.number, came_in.named, _encode_files(files)))
+    return submitted
 
 
 def _tell_duplicates(db: sqlite3.Connection, run_ids: Sequence[str], added: int) -> list[Submitted]:
@@ -167,6 +177,11 @@ def _reopen_failed(db: sqlite3.Connection, run_id: str) -> None:
     for child in families.failed_children(db, run_id):
         _reopen_failed(db, child)
     reopen(db, run_id)
+
+
+def let_go(db: sqlite3.Connection, named: Sequence[int], gone: Sequence[int]) -> None:
+    db.executemany("UPDATE slices SET named = 1 WHERE number = ?", [(number,) for number in named])
+    db.executemany("DELETE FROM slices WHERE number = ?", [(number,) for number in gone])
 
 
 def mark_published(db: sqlite3.Connection, ended: Sequence[Run]) -> None:

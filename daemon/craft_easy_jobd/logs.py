@@ -7,7 +7,6 @@ import queue
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Literal
 
 from pythonjsonlogger.msgspec import MsgspecFormatter
@@ -30,7 +29,7 @@ class TextFormatter(logging.Formatter):
             for key, value in vars(record).items()
             if key not in _STANDARD and value is not None
         )
-        moment = timestamp(datetime.fromtimestamp(record.created, UTC))
+        moment = timestamp(record.created)
         line = f"{moment} {record.levelname:<7} {_printable(record.getMessage())}{facts}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
+import msgspec
+
 from craft_easy_jobd.containment import Containment
 from craft_easy_jobd.probe import Blockage, Probe
 from craft_easy_jobd.settings import Settings
@@ -26,6 +28,7 @@ from craft_easy_jobs.wire import (
     Tenants,
     ToSupervisor,
     ToWorker,
+    WorkerOptions,
 )
 
 # A worker that closed its socket has so long to end by itself: atexit functions, threads of jobs.
@@ -185,9 +188,12 @@ class Worker:
     async def _swept(self) -> None:
         """Sweep until the process has ended and nothing that its jobs started is left."""
         deadline = time.monotonic() + KILL_SECONDS
-        while (found := await self._sweep(self)) is not None or self.returncode is None:
+        # What it leaves moves to the supervisor at its end: a round that began before may see it in neither place.
+        had_ended = self.returncode is not None
+        while (found := await self._sweep(self)) is not None or not had_ended:
+            had_ended = self.returncode is not None
             self.remains = found or []
-            if not self.stuck and time.monotonic() > deadline:
+            if (found is not None or not had_ended) and not self.stuck and time.monotonic() > deadline:
                 self.stuck = True
                 self._events.worker_stuck(self, self._hanging())
             await asyncio.sleep(_HANGING_SECONDS if self.stuck else _ROUND_SECONDS)
@@ -293,16 +299,23 @@ class Pool:
             await asyncio.wait(self._attending)
 
     async def _spawn(self, name: str, fd: int, probe: Probe, slots: int) -> asyncio.subprocess.Process:
-        modules = [f"--jobs={module}" for module in self._settings.jobs]
+        settings = self._settings
+        options = WorkerOptions(
+            fd=fd,
+            parent=os.getpid(),
+            jobs=settings.jobs,
+            slots=slots,
+            tenants=settings.tenants if settings.tenants and ":" in settings.tenants else None,
+            max_log_bytes=settings.max_log_bytes,
+            max_result_bytes=settings.max_result_bytes,
+            max_log_rate=settings.max_log_rate,
+            board=probe.board,
+            stack=probe.stack,
+            cgroup=self._containment.cgroup(name),
+        )
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_WORKERS}
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "craft_easy_jobs.worker"),
-            *(f"--fd={fd}", f"--parent={os.getpid()}", f"--slots={slots}", *modules),
-            *self._containment.arguments(name),
-            *(f"--board={probe.board}", f"--stack={probe.stack}"),
-            *([f"--tenants={place}"] if (place := self._settings.tenants) and ":" in place else []),
-            f"--max-log-bytes={self._settings.max_log_bytes}",
-            f"--max-result-bytes={self._settings.max_result_bytes}",
+            *(sys.executable, "-m", "craft_easy_jobs.worker", msgspec.json.encode(options).decode()),
             stdin=asyncio.subprocess.DEVNULL,
             env=inherited | self._containment.environment,
             pass_fds=(fd, probe.board, probe.stack),

@@ -147,9 +147,11 @@ def _name(ended: Ended) -> str:
 def _write(name: str, data: bytes, drafts: int, *, synced: bool) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, mode=0o640, dir_fd=drafts)
-    with open(fd, "wb", buffering=0) as file:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
+    try:
+        written = os.write(fd, data)
+        while written < len(data):
+            written += os.write(fd, memoryview(data)[written:])
         if synced:
             sync(fd, name)
+    finally:
+        os.close(fd)

@@ -1,13 +1,14 @@
 """rejected/: each refused file beside its reason."""
 
 import os
+import time
 from contextlib import suppress
 
 import msgspec
 
 from craft_easy_jobd.admission import new_run_id
 from craft_easy_jobs.errors import RequestError
-from craft_easy_jobs.model import timestamp, utc_now
+from craft_easy_jobs.model import timestamp
 
 _SUFFIX = ".reason.json"
 _LONGEST_NAME = 255
@@ -31,7 +32,7 @@ def reject(name: str, error: RequestError, uid: int, *, source: int, dropped: st
     target = _free_name(dropped, rejected)
     reason = target + _SUFFIX
     # The reason comes first, so that no crash leaves a rejected file without one.
-    _write(reason, Reason(str(error), error.field, timestamp(utc_now()), uid), rejected)
+    _write(reason, Reason(str(error), error.field, timestamp(time.time()), uid), rejected)
     try:
         os.rename(name, target, src_dir_fd=source, dst_dir_fd=rejected)
     except OSError:

@@ -1,11 +1,12 @@
 """What clients may ask of the daemon: the supervisor's side of the control API."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from asyncio import Future
+from collections.abc import Callable, Sequence
 
 from craft_easy_jobd.admission import admit, new_run_id
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.dispatcher import Dispatcher
-from craft_easy_jobd.ledger import Ledger, RunSpec, Submitted
+from craft_easy_jobd.ledger import Ledger, RunSpec, Slice, Submitted
 from craft_easy_jobd.publisher import Publisher
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.shutdown import Shutdown
@@ -52,9 +53,9 @@ class Service:
     def tenants(self) -> TenantDirectory | None:
         return self._workforce.tenancy.directory
 
-    def admitted(self, specs: Sequence[RunSpec]) -> Awaitable[list[Submitted]]:
+    def admitted(self, specs: Sequence[RunSpec], came_in: Slice | None = None) -> Future[list[Submitted]]:
         """Hand runs to the ledger and claim in the same turn: what can start at once costs one commit."""
-        submitted = self.ledger.submit(specs)
+        submitted = self.ledger.submit(specs, came_in=came_in)
         self._dispatcher.kick(submitted=True)
         return submitted
 

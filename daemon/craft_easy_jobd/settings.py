@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The tenant directory is read anew after this long."""
     workers: Count = max(2, os.cpu_count() or 2)
     """Shared worker processes."""
-    slots: Count = 250
+    slots: Count = 500
     """Attempts side by side in one shared worker."""
     dedicated_workers: Count = 4
     """Most workers at a time for jobs with isolation="process"."""
@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Largest request."""
     max_log_bytes: Count = 16 * 1024 * 1024
     """Most log of one attempt, as JSON; what comes after it is dropped, and the log says so."""
+    max_log_rate: Count = 1000
+    """Log entries of one attempt a second, ten times as many at once; what is more is left out, and the log says so."""
     max_result_bytes: Count = 64 * 1024 * 1024
     """Largest return value, as JSON; a run that returns a larger one fails."""
     allowed_users: tuple[str, ...] = ()

@@ -1,17 +1,31 @@
-"""The spool: requests that are dropped as files become runs in the ledger."""
+"""The spool: requests that are dropped as files become runs in the ledger.
+
+A file is claimed by a rename, which is not durable yet when the ledger commits its run: an idle daemon pays one sync
+between the drop and the job's first line. Until the file is gone for good, the ledger therefore keeps it in mind, so
+that a crash or a power cut at any moment neither admits it again nor loses what was not admitted:
+
+1. committed: the run and its file are in the ledger. After a power cut the file may lie in incoming/ again, where its
+   inode tells it from a new request.
+2. named: its name in claimed/ is durable, and the ledger knows that; only now the file is unlinked.
+3. gone: that is durable too, and the ledger forgets it.
+
+What lies in claimed/ and is not in the ledger's mind was never admitted, and is submitted again. Both syncs are made
+for many files at a time.
+"""
 
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from craft_easy_jobd.admission import Catalogue
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.folders import SyncError
 from craft_easy_jobd.intake import Claim, Intake, Slices
 from craft_easy_jobd.lane import Lane
-from craft_easy_jobd.ledger import Run, RunSpec, Submitted
+from craft_easy_jobd.ledger import Ledger, RunSpec, Slice, Submitted
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.trouble import Trouble
 from craft_easy_jobd.watching import Watch
@@ -19,40 +33,45 @@ from craft_easy_jobs.errors import RequestError
 
 logger = logging.getLogger("craft_easy_jobd.spool")
 
-Submit: TypeAlias = Callable[[Sequence[RunSpec]], Awaitable[list[Submitted]]]
-Find: TypeAlias = Callable[[str], Awaitable[Run | None]]
-Answers: TypeAlias = list[tuple[Claim, RequestError | None]]
+# So many files wait in claimed/ for their syncs at the most, and so long when nothing else is to be done.
+LET_GO_FILES = 1000
+_LET_GO_SECONDS = 0.01
+
+Refused: TypeAlias = list[tuple[Claim, RequestError]]
+
+
+class Submit(Protocol):
+    """Hands runs to the ledger, with the files that they came in."""
+
+    def __call__(self, specs: list[RunSpec], came_in: Slice) -> "asyncio.Future[list[Submitted]]": ...
 
 
 class Spool:
-    """Owns incoming/, claimed/ and rejected/.
-
-    A request is claimed durably, then committed by `submit`, then unlinked: whatever happens in between, what lies in
-    claimed/ is submitted again under the same run id, and the ledger knows whether it has it. `submit` and
-    `find` (the ledger's `get`) are called on the loop, `catalogue` in the spool's thread.
-    """
+    """Owns incoming/, claimed/ and rejected/. `submit` is called on the loop, `catalogue` in the spool's thread."""
 
     def __init__(
         self,
         settings: Settings,
+        ledger: Ledger,
         *,
         submit: Submit,
         catalogue: Callable[[], Catalogue],
-        find: Find,
     ) -> None:
         self._settings = settings
+        self._ledger = ledger
         self._submit = submit
         self._catalogue = catalogue
-        self._find = find
         self._hint = asyncio.Event()
-        self._accepting = asyncio.Event()
-        self._accepting.set()
         self._watch = Watch(settings.incoming_dir, self._hint.set)
         self._intake = Intake(settings, catalogue(), before_look=self._watch.renew)
         self._lane = Lane("spool")
         self._trouble = Trouble(logger)
         self._leftovers = True
-        self._answers: Answers = []
+        self._number = 0
+        self._submitted: deque[_Submitted] = deque()
+        self._committed: list[Slice] = []
+        self._unlinked: list[Slice] = []
+        self._refused: Refused = []
 
     @property
     def problem(self) -> str | None:
@@ -74,21 +93,15 @@ class Spool:
         try:
             with self._watch.open():
                 while True:
-                    await self._accepting.wait()
                     self._hint.clear()
-                    if await self._attempt(self._look_through):
-                        await self._rest()
-                    else:
+                    self._watch.arm()
+                    if not (await self._attempt(self._look_through) and await self._rest()):
                         await asyncio.sleep(self._trouble.delay)
+        except asyncio.CancelledError:
+            await self._attempt(self._let_go_of_all)
+            raise
         finally:
             self.close()
-
-    def pause(self) -> None:
-        """Take no more after the slice that is under way."""
-        self._accepting.clear()
-
-    def resume(self) -> None:
-        self._accepting.set()
 
     def close(self) -> None:
         """End the thread. Twice is harmless."""
@@ -107,61 +120,123 @@ class Spool:
         self._trouble.clear()
         return True
 
+    async def _rest(self) -> bool:
+        """Wait until there is something to look at; finish meanwhile what was taken. False as of `_attempt`."""
+        while (self._committed or self._unlinked) and not await self._hinted(_LET_GO_SECONDS):
+            if not await self._attempt(self._let_go):
+                return False
+        due = self._intake.unready.due_in()
+        longest = self._settings.scan_interval
+        await self._hinted(longest if due is None else min(due, longest))
+        return True
+
+    async def _hinted(self, within: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._hint.wait()
+        return self._hint.is_set()
+
+    # -- taking
+
     async def _look_through(self) -> None:
         await self._take_leftovers()
-        await self._take(self._intake.incoming(), self._admit)
+        await self._take(self._intake.incoming())
+        if self._intake.more:
+            self._hint.set()
 
     async def _take_leftovers(self) -> None:
         if self._leftovers:
-            await self._take(self._intake.leftovers(), self._admit_again)
+            await self._recall()
+            await self._take(self._intake.leftovers())
             self._leftovers = False
 
-    async def _take(self, slices: Slices, admit: Callable[[list[Claim]], Awaitable[Answers]]) -> None:
+    async def _take(self, slices: Slices) -> None:
+        """Claim each slice while the one before it is being committed."""
         with contextlib.closing(slices):
             while (claims := await self._lane.call(self._advance, slices)) is not None:
-                if claims:
-                    self._answers = await admit(claims)
-                if not self._accepting.is_set():
-                    slices.close()
+                self._submit_slice(claims)
+                await self._hear(but=1)
+                if sum(len(each.files) for each in self._committed) >= LET_GO_FILES:
+                    await self._let_go()
+        await self._hear()
+        await self._lane.call(self._reject_refused)
 
     def _advance(self, slices: Slices) -> list[Claim] | None:
-        """Settle the last slice and claim the next one, in one trip to the thread."""
-        # Answers stay until they are settled, through a full disk too: a duplicate is known as one only here.
-        self._intake.settle(self._answers)
-        self._answers = []
+        """Reject what was refused, and claim the next slice, in one trip to the thread."""
+        self._reject_refused()
         self._intake.catalogue = self._catalogue()
         return next(slices, None)
 
-    async def _admit(self, claims: list[Claim]) -> Answers:
-        answers = await self._submit(_specs(claims))
-        return [(claim, _refusal(answer)) for claim, answer in zip(claims, answers, strict=True)]
+    def _reject_refused(self) -> None:
+        # They stay until they are rejected, through a full disk too.
+        self._intake.reject(self._refused)
+        self._refused = []
 
-    async def _admit_again(self, claims: list[Claim]) -> Answers:
-        """A duplicate is a run that the ledger got before its file could be unlinked."""
-        if specs := _specs(claims):
-            await self._submit(specs)
-        return [(claim, await self._still_refused(claim)) for claim in claims]
+    def _submit_slice(self, claims: Sequence[Claim]) -> None:
+        good = [(claim, claim.run) for claim in claims if isinstance(claim.run, RunSpec)]
+        self._refused += [(claim, claim.run) for claim in claims if isinstance(claim.run, RequestError)]
+        if good:
+            self._number += 1
+            came_in = Slice(self._number, [claim.file for claim, _ in good])
+            answers = self._submit([run for _, run in good], came_in)
+            self._submitted.append(_Submitted([claim for claim, _ in good], came_in, answers))
 
-    async def _still_refused(self, claim: Claim) -> RequestError | None:
-        if isinstance(claim.run, RunSpec) or await self._find(claim.run_id) is not None:
-            return None
-        return claim.run
+    async def _hear(self, *, but: int = 0) -> None:
+        """Take in what the ledger says of the slices that were submitted, `but` the last ones."""
+        while len(self._submitted) > but:
+            # Who is cancelled while it waits hears it later.
+            await asyncio.wait([self._submitted[0].answers])
+            claims, came_in, future = self._submitted.popleft()
+            answers = future.result()
+            self._refused += [
+                (claim, _used_before(answer)) for claim, answer in zip(claims, answers, strict=True) if answer.duplicate
+            ]
+            if files := [file for file, answer in zip(came_in.files, answers, strict=True) if not answer.duplicate]:
+                self._committed.append(Slice(came_in.number, files))
 
-    async def _rest(self) -> None:
-        due = self._intake.unready.due_in()
-        longest = self._settings.scan_interval
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(longest if due is None else min(due, longest)):
-                await self._hint.wait()
+    # -- letting go
+
+    async def _recall(self) -> None:
+        """Let go of all that the ledger keeps in mind, wherever a crash or a power cut left it."""
+        while self._submitted:
+            with contextlib.suppress(LedgerError):
+                await self._hear()
+        slices = await self._ledger.slices()
+        self._number = max([self._number, *(each.number for each in slices)])
+        await self._lane.call(
+            self._intake.bring_back, [file for each in slices if not each.named for file in each.files]
+        )
+        self._committed, self._unlinked = slices, []
+        await self._let_go_of_all()
+
+    async def _let_go_of_all(self) -> None:
+        await self._hear()
+        while self._committed or self._unlinked:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Bring each file that the ledger keeps in mind one step further."""
+        committed, unlinked = self._committed, self._unlinked
+        await self._lane.call(self._intake.sync)
+        await self._ledger.let_go(named=[each.number for each in committed], gone=[each.number for each in unlinked])
+        self._committed, self._unlinked = [], committed
+        try:
+            await self._lane.call(self._intake.remove, [file.run_id for each in committed for file in each.files])
+        except OSError:
+            # Else the ledger would forget files that are still there.
+            self._committed, self._unlinked = committed, []
+            raise
 
 
-def _specs(claims: Sequence[Claim]) -> list[RunSpec]:
-    return [claim.run for claim in claims if isinstance(claim.run, RunSpec)]
+class _Submitted(NamedTuple):
+    """A slice on its way into the ledger."""
+
+    claims: list[Claim]
+    came_in: Slice
+    answers: "asyncio.Future[list[Submitted]]"
 
 
-def _refusal(answer: Submitted) -> RequestError | None:
-    if not answer.duplicate:
-        return None
+def _used_before(answer: Submitted) -> RequestError:
     return RequestError(
         "run_id", f"{answer.run_id!r} was used before, by a run that is {answer.state}; choose another one"
     )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from craft_easy_jobd import ledger_reads, ledger_writes
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.group_commit import GroupCommit
-from craft_easy_jobd.ledger import Again, Cancelled, Ended, Lease, LogChunk, Result, Run, RunSpec, Submitted
+from craft_easy_jobd.ledger import Again, Cancelled, Ended, Lease, LogChunk, Result, Run, RunSpec, Slice, Submitted
 from craft_easy_jobd.ledger_moves import waiting_turns
 from craft_easy_jobd.ledger_reads import Reader
 from craft_easy_jobd.ledger_schema import open_writer
@@ -74,8 +74,8 @@ class SqliteLedger:
         self.counts, self.next_due = summary
 
     # -- producers and readers
-    def submit(self, specs: Sequence[RunSpec]) -> Future[list[Submitted]]:
-        return self._change(ledger_writes.submit, specs=specs)
+    def submit(self, specs: Sequence[RunSpec], *, came_in: Slice | None = None) -> Future[list[Submitted]]:
+        return self._change(ledger_writes.submit, specs=specs, came_in=came_in)
 
     def cancel(self, run_id: str) -> Future[Cancelled | None]:
         return self._change(ledger_writes.cancel, run_id=run_id)
@@ -121,6 +121,13 @@ class SqliteLedger:
         while batch := await self._change(ledger_writes.reap, budget=budget, limit=REAP_BATCH):
             reaped += batch
         return reaped
+
+    # -- the spool
+    async def slices(self) -> list[Slice]:
+        return await self._reader.call(ledger_reads.slices)
+
+    def let_go(self, *, named: Sequence[int], gone: Sequence[int]) -> Future[None]:
+        return self._writer.call(partial(ledger_writes.let_go, named=named, gone=gone))
 
     # -- publishing
     async def unpublished(self, *, limit: int) -> list[Ended]:

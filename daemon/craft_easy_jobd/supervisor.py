@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
@@ -35,12 +35,16 @@ from craft_easy_jobd.status import Status
 from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.errors import CraftEasyJobsError
 
+if TYPE_CHECKING:
+    from craft_easy_jobd.control import Control
+
 logger = logging.getLogger("craft_easy_jobd")
 
 E = TypeVar("E", bound=BaseException)
 
 _TICK_SECONDS = 1.0
 _QUIT_SECONDS = 2.0
+_IMPORT_SECONDS = 0.5
 
 
 def serve(settings: Settings) -> int:
@@ -93,6 +97,7 @@ class Supervisor:
         self._tasks = tasks
         self._started = time.monotonic()
         self._ready = False
+        self._reachable = asyncio.Event()
         self._failing = False
         self._attempts = Attempts()
         self._containment = contain(settings.cgroup, instance_of(settings.state_dir))
@@ -123,9 +128,9 @@ class Supervisor:
         )
         self._spool = Spool(
             settings,
+            self._ledger,
             submit=self._service.admitted,
             catalogue=lambda: self._workforce.catalogue,
-            find=self._ledger.get,
         )
 
     # -- life
@@ -153,9 +158,9 @@ class Supervisor:
         undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
         await undo.enter_async_context(self._running(self._watch.run(), "watch over the workers"))
         undo.callback(self._spool.close)
+        await undo.enter_async_context(self._running(self._control(), "control"))
         await self._recover()
         await undo.enter_async_context(self._published())
-        await undo.enter_async_context(self._controlled())
         await self._catalogue_or_stop()
 
     async def _recover(self) -> None:
@@ -167,6 +172,7 @@ class Supervisor:
         self._dispatcher.open()
         await self._spool.recover()
         async with self._running(self._spool.run(), "spool"), self._running(self._tick(), "tick"):
+            await self._reachable.wait()
             self._ready = True
             notify("READY=1")
             jobs = len(self._workforce.catalogue.jobs)
@@ -181,13 +187,12 @@ class Supervisor:
 
     async def _catalogue_or_stop(self) -> None:
         """A module that hangs while it is imported must not keep the daemon from stopping."""
-        known = asyncio.ensure_future(self._workforce.catalogue_known())
         stop = asyncio.ensure_future(self._shutdown.asked.wait())
-        await asyncio.wait({known, stop}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {self._workforce.known, stop}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        if known.done():
-            known.result()
-        known.cancel()
+        if self._workforce.known.done():
+            self._workforce.known.result()
 
     @contextlib.asynccontextmanager
     async def _published(self) -> AsyncIterator[None]:
@@ -198,15 +203,16 @@ class Supervisor:
         finally:
             self._publisher.close()
 
-    @contextlib.asynccontextmanager
-    async def _controlled(self) -> AsyncIterator[None]:
-        # Imported here: its HTTP server takes longer to import than all else, and workers start meanwhile.
-        from craft_easy_jobd.control import Control
-
-        control = Control(self._service)
+    async def _control(self) -> None:
+        """Answer on the control socket, until cancelled."""
+        # Its HTTP server takes longer to import than all else: after the workers' imports, unless those take long, and
+        # in a thread, so that first runs do not wait for it.
+        await asyncio.wait({self._workforce.known}, timeout=_IMPORT_SECONDS)
+        control = (await asyncio.to_thread(_import_control))(self._service)
         await control.start()
+        self._reachable.set()
         try:
-            yield
+            await asyncio.Event().wait()
         finally:
             self._bell.ring_all()
             await control.close()
@@ -259,6 +265,12 @@ class Supervisor:
                 *self._workforce.problems,
             ],
         )
+
+
+def _import_control() -> "type[Control]":
+    from craft_easy_jobd.control import Control
+
+    return Control
 
 
 async def _raise(error: BaseException) -> None:

@@ -13,7 +13,7 @@ class Turns:
     """
 
     def __init__(self, waiting: Iterable[tuple[int, str | None, int]] = ()) -> None:
-        """Args: waiting: the last turn of each (priority, tenant) that has runs in the queue."""
+        """Args: waiting: the last turn of each (priority, tenant) that has runs in the queue, or coming back to it."""
         self._last = {(priority, tenant): turn for priority, tenant, turn in waiting}
         self._served: dict[int, int] = {}
 

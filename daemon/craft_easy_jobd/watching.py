@@ -28,7 +28,7 @@ _READ_BYTES = 1024 * 1024
 
 
 class Watch:
-    """Calls `hint` on the loop when something happens in the folder at `path`.
+    """Calls `hint` on the loop when something happens in the folder at `path`, once until it is armed again.
 
     What happened is not said: events get lost, come late and come twice, so whoever is hinted at looks for itself.
     """
@@ -48,15 +48,24 @@ class Watch:
             _without_hints(error)
             yield
             return
-        loop = asyncio.get_running_loop()
         with inotify:
             self._inotify = inotify
-            loop.add_reader(inotify.fileno(), self._on_events, inotify.fileno())
             try:
                 yield
             finally:
-                loop.remove_reader(inotify.fileno())
+                asyncio.get_running_loop().remove_reader(inotify.fileno())
                 self._inotify = None
+
+    def arm(self) -> None:
+        """Give a hint of what happens from now on; call it on the loop, before each look.
+
+        So a thousand drops wake the loop once, not a thousand times.
+        """
+        if self._inotify is not None:
+            # Events are not parsed: a full queue of them would keep the loop for tens of milliseconds.
+            with suppress(BlockingIOError):
+                os.read(self._inotify.fileno(), _READ_BYTES)
+            asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._on_events)
 
     def renew(self) -> None:
         """Watch what is at the path now; call it before each look, it costs nothing when that is what was there."""
@@ -73,10 +82,9 @@ class Watch:
                 self._inotify.rm_watch(self._number)
             self._number = number
 
-    def _on_events(self, fd: int) -> None:
-        # Events are not parsed: a full queue of them would keep the loop for tens of milliseconds.
-        with suppress(BlockingIOError):
-            os.read(fd, _READ_BYTES)
+    def _on_events(self) -> None:
+        if self._inotify is not None:
+            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
         self._hint()
 
 

@@ -38,7 +38,9 @@ class Listener(Protocol):
 class Workforce:
     """The workers and the catalogue of jobs that they sent; implements the pool's WorkerEvents.
 
-    `problem` says why no worker can be started, None when they can.
+    Attributes:
+        problem: why no worker can be started, None when they can.
+        known: done when the first worker is ready; JobsError when the modules cannot be imported, or workers die of it.
     """
 
     listener: Listener
@@ -53,7 +55,7 @@ class Workforce:
         self._attempts = attempts
         self._tasks = tasks
         self._pool = Pool(settings, self, tasks, containment)
-        self._known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unready_deaths = 0
         self._coming: Counter[Isolation] = Counter()
         self._hanging: dict[str, str] = {}
@@ -79,14 +81,6 @@ class Workforce:
         """Start the shared workers; when it returns their processes run, but are not ready yet."""
         for _ in range(self._settings.workers):
             await self._pool.start_worker("shared")
-
-    async def catalogue_known(self) -> None:
-        """Wait for the first worker to be ready.
-
-        Raises:
-            JobsError: the modules cannot be imported, or workers die over it.
-        """
-        await self._known
 
     async def close(self, *, grace: float) -> None:
         self._closing = True
@@ -145,8 +139,8 @@ class Workforce:
         self._announced = Catalogue(catalogue)
         if catalogue.tenants is not None:
             self.tenancy.told(catalogue.tenants)
-        if not self._known.done():
-            self._known.set_result(None)
+        if not self.known.done():
+            self.known.set_result(None)
         if any(job.isolation == "process" for job in catalogue.jobs):
             self.want_dedicated()
         self.listener.kick()
@@ -197,9 +191,9 @@ class Workforce:
 
     def _cannot_work(self, problem: str) -> None:
         self.problem = problem
-        if not self._known.done():
+        if not self.known.done():
             # The daemon ends with this; what the other workers say of it would only repeat it.
             self._closing = True
-            self._known.set_exception(JobsError(problem))
+            self.known.set_exception(JobsError(problem))
         elif not self._closing:
             logger.error("no new worker can start", extra={"problem": problem})

@@ -1,13 +1,15 @@
-"""The fault suite says how it was run."""
+"""What the fault tests found goes along with their reports, which reach the process that prints the end."""
+
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.faults.scale import SEED, TORTURE, figures
+from tests.faults.scale import FIGURE, figures
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.section("faults")
-    form = "whole" if TORTURE else "short form; `make torture` runs all"
-    terminalreporter.line(f"CRAFT_EASY_FAULTS_SEED={SEED} ({form})")
+@pytest.fixture(autouse=True)
+def _figures(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    figures.clear()
+    yield
     for figure in figures:
-        terminalreporter.line(figure)
+        record_property(FIGURE, figure)

@@ -50,9 +50,9 @@ class Disk:
 
     def unmount(self) -> None:
         """Waits for processes that are on their way out: they are dead before they let go of their files."""
-        wait_until(self._unmounted, within=10)
+        wait_until(self._unmounted)
         # A mount namespace that others made meanwhile keeps it alive, and a file system that lives stays without power.
-        wait_until(lambda: not self._alive.exists(), within=10)
+        wait_until(lambda: not self._alive.exists())
 
     def _unmounted(self) -> bool:
         return subprocess.run(["umount", str(self.folder)], stderr=subprocess.DEVNULL, check=False).returncode == 0

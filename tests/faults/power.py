@@ -30,7 +30,7 @@ class PowerCuts:
     def cycle(self) -> list[str]:
         """Ask until the power is cut; what is torn after it, before a daemon has had the chance to mend it."""
         self.daemon.launch()
-        wait_until(lambda: self.daemon.ended or "READY=1" in self.daemon.notices, within=15)
+        wait_until(lambda: self.daemon.ended or "READY=1" in self.daemon.notices)
         if self.daemon.ended:
             return [f"it did not come up after the cut\n{self.daemon.log}"]
         dark = Event()

@@ -103,6 +103,32 @@ def test_the_disk_is_full_from_the_start_and_then_not(place: Path) -> None:
             daemon.close()
 
 
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
+@pytest.mark.parametrize("served_before", [True, False])
+def test_who_cannot_start_on_a_full_disk_says_what_to_do(kind: str, served_before: bool, place: Path) -> None:
+    with disk(16, kind) as made:
+        book = Book(made.folder / "var", place / "notes")
+        (book.root / "state").mkdir()
+        daemon = DaemonProcess(book.root, *FORGIVING, env=book.env)
+        try:
+            if served_before:
+                daemon.start()
+                assert daemon.stop() == 0
+            made.fill()
+            daemon.launch()
+            assert daemon.wait() in (73, 74)
+            told = daemon.log.splitlines()[-1]
+            assert told.startswith(f"craft-easy-jobd: {book.root}/state/")
+            assert "full" in told
+            assert told.endswith("free some space, then start again")
+            assert "Traceback" not in daemon.log
+            (made.folder / "filler").unlink()
+            book.drop("count")
+            assert book.settle(daemon) == []
+        finally:
+            daemon.close()
+
+
 @pytest.mark.parametrize("tree", ["results", "spool"])
 def test_a_tree_that_is_read_only_for_a_while(tree: str, place: Path) -> None:
     with disk(16) as made:

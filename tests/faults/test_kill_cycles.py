@@ -8,11 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, Timer
 
-import psutil
-
 from tests.faults.book import FORGIVING, Book, workplace
 from tests.faults.scale import LANES, chance, figures, scaled, side_by_side, whole
 from tests.support.daemon import DaemonProcess
+from tests.support.processes import wait_ended
 
 pytestmark = whole
 
@@ -97,7 +96,6 @@ def test_everything_is_dead_a_moment_after_the_supervisor() -> None:
             workers = [process for process in daemon.processes() if process.pid != daemon.pid]
             assert workers
             daemon.kill()
-            _, alive = psutil.wait_procs(workers, timeout=5)
-            assert not alive
+            wait_ended(workers, within=5)
         finally:
             daemon.close()

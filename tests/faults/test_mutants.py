@@ -116,17 +116,26 @@ MUTANTS = [
         (
             Change(
                 "spool.py",
-                "        answers = await self._submit(_specs(claims))\n",
-                "        self._intake.settle([(claim, None) for claim in claims])\n"
-                "        answers = await self._submit(_specs(claims))\n",
+                "            self._number += 1\n",
+                "            self._number += 1\n            self._intake.remove([run.run_id for _, run in good])\n",
             ),
         ),
         crash_points("spool", "unlinkat", "KILL"),
     ),
     Mutant(
         "claimed leftovers not taken up",
-        (Change("spool.py", "        if self._leftovers:\n", "        if False:\n"),),
+        (Change("spool.py", "            await self._take(self._intake.leftovers())\n", ""),),
+        crash_points("spool", "renameat", "KILL"),
+    ),
+    Mutant(
+        "request files not kept in mind",
+        (Change("ledger_writes.py", "    if came_in and added:\n", "    if False:\n"),),
         crash_points("spool", "unlinkat", "KILL"),
+    ),
+    Mutant(
+        "request unlinked before its name is durable",
+        (Change("spool.py", "        await self._lane.call(self._intake.sync)\n", ""),),
+        conformance("tests/jobd/test_spool.py", "-k", "failing_disk"),
     ),
     Mutant(
         "recovery skipped",

@@ -27,7 +27,7 @@ from craft_easy_jobs import __version__, wire
 from craft_easy_jobs.chaining import Chain, ChainStep
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import RequestError
-from craft_easy_jobs.model import Request, timestamp, utc_now
+from craft_easy_jobs.model import Request, timestamp
 from craft_easy_jobs.tenants import Tenant, TenantDirectory
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ class Served:
         """Close the control socket, then the rest."""
         self.close_control()
         self._loop.call_soon_threadsafe(self._closed.set)
-        self._thread.join(10)
+        self._thread.join(30)
         assert not self._thread.is_alive(), "the server did not end"
 
     def close_control(self) -> None:
@@ -190,7 +190,7 @@ class Served:
             return await work(*args, **options)
 
         coroutine: Coroutine[Any, Any, T] = call()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     def tasks(self) -> set[str]:
         """What the server's loop carries out, by name of the coroutine, but for the two of this class."""
@@ -223,7 +223,7 @@ class Served:
     def say(self, lease: Lease, *messages: str, level: str = "info", percentage: int | None = None) -> None:
         """Log entries of an attempt."""
         entries = [
-            {"timestamp": timestamp(utc_now()), "level": level, "message": message, "percentage": percentage}
+            {"timestamp": timestamp(time.time()), "level": level, "message": message, "percentage": percentage}
             for message in messages
         ]
         data = msgspec.json.encode(entries)[1:-1]
@@ -247,13 +247,13 @@ class Served:
 
     # -- calls
     def connection(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("localhost", timeout=10)
+        connection = http.client.HTTPConnection("localhost", timeout=30)
         connection.sock = self.connect()
         return connection
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.connect(str(self.socket))
         return sock
 

@@ -296,7 +296,7 @@ def test_submit_can_wait_for_the_end(served: Served, short_dir: Path, error: str
     process = start(short_dir, "submit", "export", "--run-id", "a", "--wait")
     wait_until(lambda: served.desk.bell._listeners)
     served.end(served.claim(), error=error, reason=error and "exception")
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (code, "")
     assert out == ("a  failed (exception): no luck\n" if error else "a  completed\n")
 
@@ -443,7 +443,7 @@ def test_following_shows_lines_as_they_come_and_ends_with_the_run(served: Served
     served.say(lease, "two")
     assert process.stdout.readline().endswith("two\n")
     served.end(lease)
-    assert process.communicate(timeout=20) == ("", "")
+    assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 0
 
 
@@ -453,7 +453,7 @@ def test_following_ends_with_ctrl_c(served: Served, short_dir: Path) -> None:
     assert process.stdout
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert "Traceback" not in process.communicate(timeout=20)[1]
+    assert "Traceback" not in process.communicate(timeout=30)[1]
     assert process.returncode == 130
     wait_until(lambda: not served.tasks())
 
@@ -516,7 +516,7 @@ def test_submit_waits_for_the_end_of_all_children(
     for lease in others:
         assert process.poll() is None
         served.end(lease)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=30)
     assert process.returncode == code
     assert out == ("f  failed (tenants_failed): 1 of 3 tenants failed: acme\n" if error else "f  completed\n")
 

@@ -324,7 +324,7 @@ def test_waiting_for_a_run_ends_with_it(served: Served) -> None:
     served.say(lease, "still at it")
     assert not answers
     served.end(lease, error="no", reason="exception")
-    waiter.join(10)
+    waiter.join(30)
     assert [(answer.document["state"], answer.document["reason"]) for answer in answers] == [("failed", "exception")]
 
 
@@ -349,7 +349,7 @@ def test_waiting_looks_again_only_when_the_bell_rings(served: Served, monkeypatc
     waiter.start()
     wait_until(lambda: looks)
     served.say(lease, "still at it")
-    waiter.join(10)
+    waiter.join(30)
     assert len(looks) <= 2
 
 
@@ -607,7 +607,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_is_forgotten(
 def test_curl_works(served: Served) -> None:
     def curl(*args: str) -> Any:
         command = ["curl", "-sS", "--fail", "--unix-socket", str(served.socket), *args]
-        return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=20).stdout)
+        return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=30).stdout)
 
     assert curl("http://localhost/v1/status")["state"] == "running"
     submitted = curl("http://localhost/v1/runs", "-d", '{"job": "export"}')
@@ -681,7 +681,7 @@ print(sock.makefile("rb").read().decode())
 def ask_as(path: Path, uid: int, gid: int, *groups: int) -> str:
     """Status line and body of an answer to somebody else."""
     command = [sys.executable, "-I", "-S", "-c", _ASK_AS, str(path), str(uid), str(gid), *map(str, groups)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     return done.stdout or done.stderr
 
 

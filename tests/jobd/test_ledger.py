@@ -7,10 +7,10 @@ import pytest
 
 from craft_easy_jobd import sqlite_ledger
 from craft_easy_jobd.interruptions import after_interruption
-from craft_easy_jobd.ledger import Again, Cancelled, Lease, Ledger, LogChunk, Result, RunSpec
+from craft_easy_jobd.ledger import Again, Cancelled, Lease, Ledger, LogChunk, RequestFile, Result, RunSpec, Slice
 from craft_easy_jobd.states import FINAL, TRANSITIONS, RunState
 from tests.jobd import ledgers
-from tests.jobd.ledgers import START, Clock, ended, present, spec, started, state_of
+from tests.jobd.ledgers import START, Clock, ended, opened, present, spec, started, state_of
 
 S = RunState
 clock, make, ledger = ledgers.clock, ledgers.make, ledgers.ledger
@@ -62,6 +62,31 @@ async def test_submit_is_idempotent_by_run_id(ledger: Ledger) -> None:
     assert run.spec.priority == 1
     assert present(ledger) == {S.RUNNING: 1, S.QUEUED: 2}
     assert await ledger.submit([]) == []
+
+
+async def test_a_run_that_comes_back_after_a_restart_stands_before_newer_ones(make: Callable[[], Ledger]) -> None:
+    async with opened(make()) as ledger:
+        await ledger.submit([spec("a"), spec("b")])
+        await ledger.claim(2)
+    async with opened(make()) as ledger:
+        await ledger.submit([spec("newer")])
+        await ledger.reap(budget=3)
+        assert [lease.run_id for lease in await ledger.claim(3)] == ["a", "b", "newer"]
+
+
+async def test_the_files_of_new_runs_are_kept_in_mind_until_they_are_let_go(make: Callable[[], Ledger]) -> None:
+    a, b, c = (RequestFile(run_id, number, 10 * number) for number, run_id in enumerate("abc", 1))
+    async with opened(make()) as ledger:
+        await ledger.submit([spec("b")])
+        await ledger.submit([spec("a"), spec("b")], came_in=Slice(1, [a, b]))
+        await ledger.submit([spec("a")], came_in=Slice(2, [a]))
+        await ledger.submit([spec("c")], came_in=Slice(3, [c]))
+    async with opened(make()) as ledger:
+        assert await ledger.slices() == [Slice(1, [a]), Slice(3, [c])]
+        await ledger.let_go(named=[1], gone=[])
+        assert await ledger.slices() == [Slice(1, [a], named=True), Slice(3, [c])]
+        await ledger.let_go(named=[3], gone=[1])
+        assert await ledger.slices() == [Slice(3, [c], named=True)]
 
 
 async def test_an_operation_that_cannot_be_carried_out_fails_alone(ledger: Ledger) -> None:

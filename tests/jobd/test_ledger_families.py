@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from craft_easy_jobd.ledger import (
+    Again,
     ChainPlan,
     FanOut,
     Lease,
@@ -256,6 +257,84 @@ async def test_retry_runs_a_step_again_after_its_delay_then_stops(ledger: Ledger
     assert (lease.spec.step, lease.run_id != "c.one") == ("one", True)
     await ledger.finish([(lease, bad())])
     assert (await result(ledger, "c"))[:2] == (S.FAILED, "step_failed")
+
+
+async def test_a_step_that_stops_the_chain_withdraws_the_next_try_of_another(ledger: Ledger, clock: Clock) -> None:
+    again = ChainStep("one", on_failure="retry", retries=2, retry_delay_seconds=30)
+    await ledger.submit([chain("c", again, ChainStep("two"), ChainStep("slow"))])
+    leases = await claimed(ledger)
+    await ledger.finish([(leases["c.one"], bad())])
+    await ledger.finish([(leases["c.two"], bad("timed_out"))])
+    assert (await states(ledger))["c"] == "running", "what runs may finish"
+    clock.now += 30
+    assert await claimed(ledger) == {}
+    await ledger.finish([(leases["c.slow"], good())])
+    state, reason, table = await result(ledger, "c")
+    assert (state, reason) == (S.FAILED, "step_failed")
+    rows = {name: (row["status"], row["reason"], row["run_id"]) for name, row in table["steps"].items()}
+    assert rows == {
+        "one": ("failed", "exception", "c.one"),
+        "two": ("failed", "timed_out", "c.two"),
+        "slow": ("completed", None, "c.slow"),
+    }
+    ended = {run.run.spec.run_id: run.run for run in await ledger.unpublished(limit=9)}
+    (withdrawn,) = ended.keys() - {"c", "c.one", "c.two", "c.slow"}
+    assert (ended[withdrawn].state, ended[withdrawn].reason) == (S.FAILED, "upstream_failed")
+
+
+async def test_when_what_stopped_the_chain_is_retried_what_was_withdrawn_starts_anew(
+    ledger: Ledger, clock: Clock
+) -> None:
+    again = ChainStep("one", on_failure="retry", retries=1, retry_delay_seconds=30)
+    await ledger.submit([chain("c", again, ChainStep("two"), ChainStep("never"))])
+    begun = {lease.run_id: lease for lease in await ledger.claim(2)}
+    await ledger.finish([(begun["c.one"], bad())])
+    await ledger.finish([(begun["c.two"], bad())])
+    assert (await result(ledger, "c"))[:2] == (S.FAILED, "step_failed")
+    assert await ledger.rerun("c.two") is S.QUEUED
+    leases = await claimed(ledger)
+    assert sorted(lease.spec.step or "" for lease in leases.values()) == ["never", "two"]
+    clock.now += 30
+    leases |= await claimed(ledger)
+    assert sorted(lease.spec.step or "" for lease in leases.values()) == ["never", "one", "two"]
+    await ledger.finish([(lease, good()) for lease in leases.values()])
+    state, _, table = await result(ledger, "c")
+    assert (state, {row["status"] for row in table["steps"].values()}) == (S.COMPLETED, {"completed"})
+
+
+async def test_a_step_that_stops_the_chain_withdraws_one_that_waits_for_a_slot(ledger: Ledger) -> None:
+    settle = fan_out("", "a", "b")
+    steps = [ChainStep(name) for name in ("one", "retrying", "side", "settle")]
+    await ledger.submit([chain("c", *steps, runs={"settle": settle})])
+    begun = {lease.run_id: lease for lease in await ledger.claim(4)}
+    assert sorted(begun) == ["c.one", "c.retrying", "c.settle.a", "c.settle.b"]
+    await ledger.retry([Again(begun.pop(name), "exception", "ValueError: no") for name in ("c.retrying", "c.settle.b")])
+    await ledger.finish([(begun.pop("c.one"), bad())])
+    assert (await states(ledger))["c.side"] == "failed"
+    # What has begun goes on: a job between its attempts, and a step with tenants.
+    again = await claimed(ledger)
+    assert sorted(again) == ["c.retrying", "c.settle.b"]
+    await ledger.finish([(lease, good()) for lease in [*begun.values(), *again.values()]])
+    _, _, table = await result(ledger, "c")
+    assert table["steps"]["side"] == {
+        "status": "skipped",
+        "reason": "upstream_failed",
+        "run_id": None,
+        "duration_seconds": None,
+    }
+    await ledger.rerun("c")
+    assert sorted(await claimed(ledger)) == ["c.one", "c.side"]
+
+
+async def test_retry_of_a_chain_leaves_earlier_tries_of_a_step_alone(ledger: Ledger, clock: Clock) -> None:
+    again = ChainStep("one", on_failure="retry", retries=1, retry_delay_seconds=30)
+    await ledger.submit([chain("c", again, ChainStep("two", depends_on=["one"]))])
+    await ledger.finish([(lease, bad()) for lease in (await claimed(ledger)).values()])
+    clock.now += 30
+    await ledger.finish([(lease, good()) for lease in (await claimed(ledger)).values()])
+    await ledger.finish([(lease, bad()) for lease in (await claimed(ledger)).values()])
+    assert await ledger.rerun("c") is S.QUEUED
+    assert list(await claimed(ledger)) == ["c.two"]
 
 
 async def test_a_step_may_fan_out(ledger: Ledger) -> None:

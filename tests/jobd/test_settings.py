@@ -44,7 +44,7 @@ def test_a_file_may_hold_every_setting(file: Path) -> None:
     file.write_text(
         'root = "r"\nspool = "sp"\nresults = "re"\nstate = "st"\nsocket = "so"\njobs = ["a.b", "c.py"]\nworkers = 3\n'
         "slots = 4\ndedicated_workers = 5\ndrain_timeout = 6\ninterruption_budget = 0\nscan_interval = 0.5\n"
-        "settle_seconds = 1.5\nmax_request_bytes = 10\nmax_log_bytes = 11\nmax_result_bytes = 12\n"
+        "settle_seconds = 1.5\nmax_request_bytes = 10\nmax_log_bytes = 11\nmax_log_rate = 9\nmax_result_bytes = 12\n"
         'allowed_users = ["u"]\ncontrol_groups = ["g"]\ntenants = "t.toml"\ntenants_max_age = 1.5\n'
         'log_level = "debug"\nlog_format = "json"\ncgroup = "off"\n'
     )

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +21,9 @@ from craft_easy_jobd import folders, intake, patience
 from craft_easy_jobd.admission import Catalogue
 from craft_easy_jobd.errors import FolderError, LedgerError
 from craft_easy_jobd.folders import SyncError
-from craft_easy_jobd.ledger import RunSpec, Submitted
+from craft_easy_jobd.ledger import RequestFile, RunSpec, Slice, Submitted
 from craft_easy_jobd.settings import Settings
-from craft_easy_jobd.spool import Spool
+from craft_easy_jobd.spool import LET_GO_FILES, Spool
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.wire import Catalogue as Announced
@@ -46,10 +46,13 @@ class Desk:
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
 
-    async def submit(self, specs: Sequence[RunSpec]) -> list[Submitted]:
+    def submit(self, specs: list[RunSpec], came_in: Slice) -> "asyncio.Future[list[Submitted]]":
+        return asyncio.ensure_future(self._submit(specs, came_in))
+
+    async def _submit(self, specs: list[RunSpec], came_in: Slice) -> list[Submitted]:
         self.before()
-        submitted = await self.ledger.submit(specs)
-        self.slices.append(list(specs))
+        submitted = await self.ledger.submit(specs, came_in=came_in)
+        self.slices.append(specs)
         self.after()
         return submitted
 
@@ -83,7 +86,7 @@ def incoming(settings: Settings) -> Path:
 
 
 def make_spool(settings: Settings, desk: Desk) -> Spool:
-    return Spool(settings, submit=desk.submit, catalogue=lambda: CATALOGUE, find=desk.ledger.get)
+    return Spool(settings, desk.ledger, submit=desk.submit, catalogue=lambda: CATALOGUE)
 
 
 @contextlib.asynccontextmanager
@@ -149,6 +152,19 @@ async def test_files_that_were_there_before_are_taken_oldest_first(
     async with serving(settings, desk):
         await until(lambda: nothing_left(settings))
     assert [spec.run_id for spec in desk.specs] == [f"r{number}" for number in range(20)]
+
+
+async def test_a_backlog_larger_than_a_look_is_taken_oldest_first(
+    settings: Settings, desk: Desk, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "LOOK_FILES", 7)
+    for number in range(40):
+        drop(incoming, json.dumps({"job": "echo", "run_id": f"r{number}"}).encode(), f"{(number * 7) % 40}.json")
+        os.utime(incoming / f"{(number * 7) % 40}.json", (number, number))
+    drop(incoming, b"{", "unready.json")
+    async with serving(settings, desk):
+        await until(lambda: len(desk.specs) == 40)
+    assert [spec.run_id for spec in desk.specs] == [f"r{number}" for number in range(40)]
 
 
 async def test_requests_without_an_id_get_one_each(settings: Settings, desk: Desk, incoming: Path) -> None:
@@ -522,20 +538,6 @@ async def test_claimed_and_rejected_are_made_again(settings: Settings, desk: Des
     assert rejected(settings) == {"bad.json"}
 
 
-async def test_a_paused_spool_takes_nothing_until_it_is_resumed(settings: Settings, desk: Desk, incoming: Path) -> None:
-    for number in range(1200):
-        drop(incoming, ECHO, f"{number}.json")
-    async with serving(settings, desk) as spool:
-        desk.after = spool.pause
-        await until(lambda: len(desk.slices) == 1 and not names(settings.claimed_dir))
-        assert len(names(incoming)) == 1200 - intake.SLICE_FILES
-        desk.after = lambda: None
-        spool.resume()
-        drop(incoming, ECHO, "late.json")
-        await until(lambda: nothing_left(settings))
-    assert len(await desk.runs()) == 1201
-
-
 # -- many
 
 
@@ -560,7 +562,7 @@ async def test_a_backlog_is_taken_in_slices_of_bounded_memory(settings: Settings
     finally:
         tracemalloc.stop()
     assert sum(desk.ledger.counts.values()) == 5_000
-    assert max(sizes) <= intake.SLICE_FILES
+    assert max(sizes) <= LET_GO_FILES + 2 * intake.SLICE_FILES
     assert peak < 4 * 1024 * 1024
 
 
@@ -654,6 +656,47 @@ async def test_a_crash_at_any_step_admits_each_request_once(
     assert crashes >= 1
 
 
+@pytest.mark.parametrize("step", ["before", "after"])
+@pytest.mark.parametrize("priority", [0, 1])
+async def test_a_duplicate_is_answered_after_a_crash_too(
+    settings: Settings, desk: Desk, incoming: Path, monkeypatch: pytest.MonkeyPatch, step: str, priority: int
+) -> None:
+    """One that asks for the very same as well: only the run's own file is unlinked."""
+    drop(incoming, b'{"job": "echo", "run_id": "used", "priority": 0}', "first.json")
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    drop(incoming, json.dumps({"job": "echo", "run_id": "used", "priority": priority}).encode(), "again.json")
+    assert await crash_at(settings, desk, monkeypatch, step, 1)
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    assert rejected(settings) == {"used.json"}
+    assert reason(settings, "used.json")["field"] == "run_id"
+    (run,) = await desk.runs()
+    assert run.priority == 0
+
+
+async def test_a_file_that_could_not_be_unlinked_before_a_stop_is_not_forgotten(
+    settings: Settings, desk: Desk, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next start would take it for a duplicate of its own run."""
+    real, failures = os.unlink, []
+
+    def full_once(*args: Any, **options: Any) -> None:
+        if not failures:
+            failures.append(args)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*args, **options)
+
+    monkeypatch.setattr(os, "unlink", full_once)
+    drop(incoming, b'{"job": "echo", "run_id": "a"}')
+    async with serving(settings, desk):
+        await until(lambda: failures)
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    assert rejected(settings) == set()
+    assert len(await desk.runs()) == 1
+
+
 async def test_requests_wait_in_claimed_while_the_ledger_cannot_be_written(
     settings: Settings, desk: Desk, incoming: Path
 ) -> None:
@@ -721,7 +764,7 @@ async def test_what_was_claimed_before_a_full_disk_is_still_answered(
 async def test_a_failing_disk_ends_the_spool(
     settings: Settings, desk: Desk, incoming: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a failed fsync nobody knows what is on the disk: nothing may be admitted on the strength of it."""
+    """After a failed fsync nobody knows what is on the disk: no file may be unlinked on the strength of it."""
 
     def fail(fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -732,8 +775,8 @@ async def test_a_failing_disk_ends_the_spool(
     await spool.recover()
     with pytest.raises(SyncError, match="claimed: the disk did not take it"):
         await asyncio.wait_for(spool.run(), 10)
-    assert not desk.specs
     assert len(names(settings.claimed_dir)) == 1
+    assert [each.named for each in await desk.ledger.slices()] == [False]
 
 
 async def test_a_claimed_file_that_lost_its_content_is_rejected_only_when_the_ledger_does_not_have_it(
@@ -743,11 +786,72 @@ async def test_a_claimed_file_that_lost_its_content_is_rejected_only_when_the_le
     settings.claimed_dir.mkdir()
     (settings.claimed_dir / "known.json").touch()
     (settings.claimed_dir / "lost.json").touch()
-    await desk.ledger.submit([RunSpec(run_id="known", job="echo")])
+    await desk.ledger.submit(
+        [RunSpec(run_id="known", job="echo")], came_in=in_mind(settings.claimed_dir / "known.json")
+    )
     async with serving(settings, desk):
         assert not names(settings.claimed_dir)
     assert rejected(settings) == {"lost.json"}
     assert reason(settings, "lost.json")["field"] == "json"
+
+
+def in_mind(*files: Path) -> Slice:
+    """Slice 7 of these files, as a spool that crashed left it in the ledger."""
+    return Slice(7, [RequestFile(file.stem, file.stat().st_ino, file.stat().st_mtime_ns) for file in files])
+
+
+async def test_a_rename_that_a_power_cut_undid_is_no_second_request(
+    settings: Settings, desk: Desk, incoming: Path
+) -> None:
+    """The ledger's commit survives and the name in claimed/ does not: the file lies in incoming/ as it was dropped."""
+    (settings.claimed_dir).mkdir()
+    for name in ("r1", "r2", "r3"):
+        (settings.claimed_dir / f"{name}.json").write_bytes(ECHO)
+    files = [settings.claimed_dir / f"{name}.json" for name in ("r1", "r2", "r3")]
+    await desk.ledger.submit([RunSpec(run_id=file.stem, job="echo") for file in files], came_in=in_mind(*files))
+    files[0].rename(incoming / "undone.json")
+    files[1].rename(incoming / "written-to-since.json")
+    os.utime(incoming / "written-to-since.json", (1, 1))
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    assert await desk.ledger.slices() == []
+    assert not names(settings.rejected_dir)
+    # r1 and r3 are once in the ledger; what was written to since is a request of its own.
+    assert len(await desk.runs()) == 4
+
+
+async def test_a_named_file_is_not_taken_for_another_with_its_inode(
+    settings: Settings, desk: Desk, incoming: Path
+) -> None:
+    """Once a file may have been unlinked, its inode tells nothing any more."""
+    (incoming / "a.json").write_bytes(ECHO)
+    known = in_mind(incoming / "a.json")
+    await desk.ledger.submit([RunSpec(run_id="a", job="echo")], came_in=known)
+    await desk.ledger.let_go(named=[known.number], gone=[])
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    assert len(await desk.runs()) == 2
+
+
+async def test_a_duplicate_that_a_crash_left_in_claimed_is_rejected(
+    settings: Settings, desk: Desk, incoming: Path
+) -> None:
+    settings.claimed_dir.mkdir()
+    (settings.claimed_dir / "r1.json").write_bytes(ECHO)
+    await desk.ledger.submit([RunSpec(run_id="r1", job="echo")])
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    assert "was used before" in reason(settings, "r1.json")["error"]
+    assert len(await desk.runs()) == 1
+
+
+async def test_a_stop_leaves_nothing_in_claimed(settings: Settings, desk: Desk, incoming: Path) -> None:
+    for number in range(20):
+        drop(incoming, ECHO, f"{number}.json")
+    async with serving(settings, desk):
+        await until(lambda: len(desk.specs) == 20)
+    assert nothing_left(settings)
+    assert await desk.ledger.slices() == []
 
 
 async def test_a_file_that_is_replaced_while_it_is_claimed_is_looked_at_itself(

@@ -163,7 +163,7 @@ async def test_a_child_process_gets_none_of_it(ledger: SqliteLedger) -> None:
 @pytest.mark.parametrize("target", [state for state in RunState if any(state in to for to in TRANSITIONS.values())])
 def test_sql_moves_a_run_exactly_as_the_table_allows(tmp_path: Path, target: RunState) -> None:
     with closing(ledger_schema.open_writer(tmp_path / "ledger.db")) as db:
-        ledger_writes.submit(db, 0.0, Turns(), [spec("a")])
+        ledger_writes.submit(db, 0.0, Turns(), [spec("a")], None)
         for source in RunState:
             db.execute("UPDATE runs SET state = ?", (ledger_schema.CODES[source],))
             moved = db.execute(ledger_schema.move(target, "reason = NULL", "run_id = 'a'")).rowcount

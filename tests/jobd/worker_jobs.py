@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -170,7 +171,14 @@ async def close_socket(ctx: JobContext) -> None:
 
 
 def _socket() -> int:
-    return next(int(argument.removeprefix("--fd=")) for argument in sys.argv if argument.startswith("--fd="))
+    return int(json.loads(sys.argv[1])["fd"])
+
+
+@job(name="storm")
+async def storm(ctx: JobContext) -> int:
+    for number in range(5000):
+        await ctx.log(str(number))
+    return len(ctx.get_logs())
 
 
 @job(name="environment")

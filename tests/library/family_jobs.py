@@ -85,6 +85,14 @@ async def third_time(ctx: JobContext) -> int:
     return count + 1
 
 
+@job(name="breaks-later", scope="system")
+async def breaks_later(ctx: JobContext) -> None:
+    """Fail when somebody says so, by a file."""
+    while not Path(ctx.params["go"]).exists():
+        await asyncio.sleep(0.01)
+    raise ConnectionError("hung up too")
+
+
 @job(name="rollup", scope="parent_tenant")
 async def rollup(ctx: JobContext) -> dict[str, Any]:
     return {"tenants": ctx.iter_tenant_ids(), "upstream": ctx.upstream}
@@ -111,5 +119,12 @@ chain(
 chain("lenient", steps=[ChainStep("first", on_failure="continue"), ChainStep("last", depends_on=["first"])])
 chain("stubborn", steps=[ChainStep("third-time", on_failure="retry", retries=2, retry_delay_seconds=0)])
 chain("patient", steps=[ChainStep("third-time", on_failure="retry", retries=2, retry_delay_seconds=3600)])
+chain(
+    "broken-meanwhile",
+    steps=[
+        ChainStep("third-time", on_failure="retry", retries=2, retry_delay_seconds=3600),
+        ChainStep("breaks-later"),
+    ],
+)
 chain("mixed", steps=[ChainStep("settle"), ChainStep("rollup", depends_on=["settle"])])
 chain("waiting", steps=[ChainStep("waits"), ChainStep("last", depends_on=["waits"])])

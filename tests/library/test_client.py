@@ -134,7 +134,7 @@ def test_wait_returns_the_result(served: Served, client: Client) -> None:
     wait_until(lambda: served.desk.bell._listeners)
     served.say(lease, "hello")
     served.end(lease, {"n": 1})
-    waiter.join(10)
+    waiter.join(30)
     [result] = results
     assert (result.run_id, result.status, result.result) == ("a", "completed", {"n": 1})
     assert [entry["message"] for entry in result.logs] == ["hello"]
@@ -197,7 +197,7 @@ def test_wait_returns_the_table_of_a_fan_out(served: Served, client: Client) -> 
     served.end(north)
     assert not results
     served.end(t1)
-    waiter.join(10)
+    waiter.join(30)
     [result] = results
     assert (result.status, result.result["counts"]) == ("failed", {"completed": 2, "failed": 1})
     assert result.result["tenants"]["acme"]["reason"] == "exception"
@@ -257,7 +257,7 @@ def answering(path: Path, *answers: bytes) -> Iterator[None]:
     try:
         yield
     finally:
-        thread.join(10)
+        thread.join(30)
         listener.close()
 
 

@@ -9,17 +9,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from craft_easy_jobs.chaining import ChainStep
-from craft_easy_jobs.families import Advance, StepFacts, advance, chain_table, child_run_id, fan_out_table
+from craft_easy_jobs.families import Advance, StepFacts, advance, chain_table, child_run_id, fan_out_table, withdrawn
 from craft_easy_jobs.model import RUN_ID_PATTERN
 
 POLICIES = ("stop", "continue", "retry")
 
 
 class Scenario(NamedTuple):
-    """A chain and its fate: outcomes of each step's tries, who ends first, how many end at once, when a stop comes."""
+    """A chain and its fate: outcomes of each step's tries, who ends first, how many end at once, when a stop comes.
+
+    `delay`: for so many turns a try that may start waits for its time or for a slot.
+    """
 
     steps: list[ChainStep]
     outcomes: dict[str, list[bool]]
+    delay: dict[str, list[int]]
     speed: dict[str, int]
     batch: int
     stop_after: int | None
@@ -49,6 +53,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     return Scenario(
         draw(st.permutations(steps)),
         {name: draw(st.lists(often, min_size=3, max_size=3)) for name in names},
+        {name: draw(st.lists(st.integers(0, 2), min_size=3, max_size=3)) for name in names},
         dict(zip(names, draw(st.permutations(range(len(names)))), strict=True)),
         draw(st.integers(1, 3)),
         draw(st.none() | st.integers(0, 8)),
@@ -57,21 +62,30 @@ def scenarios(draw: st.DrawFn) -> Scenario:
 
 def told(scenario: Scenario) -> Story:
     """What `advance` makes of it, driven as a runner drives it."""
-    steps, outcomes, speed, batch, stop_after = scenario
+    steps, outcomes, delay, speed, batch, stop_after = scenario
     facts: dict[str, StepFacts] = {}
     starts: list[str] = []
+    patience: dict[str, int] = {}
     for turn in range(100):
         stopping = stop_after is not None and turn >= stop_after
         moves = advance(steps, facts, stopping=stopping)
         for job in [*moves.start, *moves.again]:
-            facts[job] = StepFacts("running", facts[job].tries + 1 if job in facts else 1)
-            starts.append(job)
+            facts[job] = StepFacts("due", facts[job].tries + 1 if job in facts else 1)
+            patience[job] = delay[job][facts[job].tries - 1]
+        for job in moves.withdraw:
+            facts[job] = withdrawn(facts[job])
         for job in moves.skip:
             facts[job] = StepFacts("skipped", 0)
+        due = sorted(job for job, fact in facts.items() if fact.state == "due")
+        for job in due:
+            if patience[job] == 0:
+                facts[job] = facts[job]._replace(state="running")
+                starts.append(job)
+            patience[job] -= 1
         running = [job for job, fact in facts.items() if fact.state == "running"]
-        assert (moves.ended is None) == bool(running)
+        assert (moves.ended is None) == bool(due or running)
         if moves.ended:
-            assert advance(steps, facts, stopping=stopping) == Advance([], [], [], moves.ended)
+            assert advance(steps, facts, stopping=stopping) == Advance([], [], [], [], moves.ended)
             by_state: dict[str, set[str]] = {"completed": set(), "failed": set(), "skipped": set()}
             for job, fact in facts.items():
                 by_state[fact.state].add(job)
@@ -84,11 +98,12 @@ def told(scenario: Scenario) -> Story:
 
 def modelled(scenario: Scenario) -> Story:
     """The rules of a chain in the words of the issue, without any of the product's code."""
-    steps, outcomes, speed, batch, stop_after = scenario
+    steps, outcomes, delay, speed, batch, stop_after = scenario
     policy = {step.job: step.on_failure for step in steps}
     starts: list[str] = []
     over: dict[str, bool] = {}
     running: list[str] = []
+    soon: dict[str, int] = {}
     repeat: list[str] = []
     broken, turn = False, 0
     while True:
@@ -96,14 +111,18 @@ def modelled(scenario: Scenario) -> Story:
         if not broken and not stopped:
             for step in steps:
                 free = all(over.get(name) or (name in over and policy[name] == "continue") for name in step.depends_on)
-                if step.job not in starts and free:
-                    starts.append(step.job)
-                    running.append(step.job)
-            starts += repeat
-            running += repeat
+                if step.job not in [*starts, *soon] and free:
+                    soon[step.job] = delay[step.job][0]
+            soon.update({job: delay[job][starts.count(job)] for job in repeat})
         else:
-            over.update(dict.fromkeys(repeat, False))
-        if not running:
+            # Nothing more begins: what was to be tried again has failed, what was never tried is passed over.
+            over.update({job: False for job in [*repeat, *soon] if job in starts})
+            soon.clear()
+        begin = sorted(job for job, turns in soon.items() if turns == 0)
+        soon = {job: turns - 1 for job, turns in soon.items() if turns > 0}
+        starts += begin
+        running += begin
+        if not running and not soon:
             break
         turn += 1
         running.sort(key=lambda job: speed[job])
@@ -142,21 +161,21 @@ MONTH_END = [
 @pytest.mark.parametrize(
     ("states", "moves"),
     [
-        ({}, Advance(["settlement"], [], [], None)),
-        ({"settlement": "running"}, Advance([], [], [], None)),
-        ({"settlement": "completed"}, Advance(["invoicing"], [], [], None)),
-        ({"settlement": "failed"}, Advance([], [], ["invoicing", "reporting", "archive"], "failed")),
+        ({}, Advance(["settlement"], [], [], [], None)),
+        ({"settlement": "running"}, Advance([], [], [], [], None)),
+        ({"settlement": "completed"}, Advance(["invoicing"], [], [], [], None)),
+        ({"settlement": "failed"}, Advance([], [], [], ["invoicing", "reporting", "archive"], "failed")),
         (
             {"settlement": "completed", "invoicing": "completed", "reporting": "failed"},
-            Advance(["archive"], [], [], None),
+            Advance(["archive"], [], [], [], None),
         ),
         (
             {"settlement": "completed", "invoicing": "completed", "reporting": "failed", "archive": "failed"},
-            Advance([], ["archive"], [], None),
+            Advance([], ["archive"], [], [], None),
         ),
         (
             {"settlement": "completed", "invoicing": "completed", "reporting": "failed", "archive": "completed"},
-            Advance([], [], [], "completed"),
+            Advance([], [], [], [], "completed"),
         ),
     ],
 )
@@ -166,8 +185,16 @@ def test_the_moves_of_a_month_end(states: dict[str, str], moves: Advance) -> Non
 
 def test_a_stop_lets_what_runs_finish_and_skips_the_rest() -> None:
     moves = advance(MONTH_END, facts(settlement="running"), stopping=True)
-    assert moves == Advance([], [], ["invoicing", "reporting", "archive"], None)
+    assert moves == Advance([], [], [], ["invoicing", "reporting", "archive"], None)
     assert advance(MONTH_END, facts(settlement="completed"), stopping=True).ended == "failed"
+
+
+def test_what_has_not_begun_when_a_step_stops_the_chain_is_withdrawn() -> None:
+    steps = [ChainStep("side", on_failure="retry", retries=2), ChainStep("first"), ChainStep("slow")]
+    known = {"side": StepFacts("due", 2), "first": StepFacts("failed", 1), "slow": StepFacts("due", 1)}
+    moves = advance(steps, known)
+    assert moves == Advance([], [], ["side", "slow"], [], "failed")
+    assert [withdrawn(known[job]) for job in moves.withdraw] == [StepFacts("failed", 1), StepFacts("skipped", 0)]
 
 
 # Short texts of few letters, that hashing and joining could confuse, and all others.

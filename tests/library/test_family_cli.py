@@ -87,7 +87,7 @@ def test_chains_are_listed_drawn_and_checked(tmp_path: Path) -> None:
     assert "lenient" in [chain["name"] for chain in result_of(craft("chain", "list", "--json", *JOBS))]
     assert craft("chain", "show", "diamond", *JOBS).stdout == DIAMOND
     assert result_of(craft("chain", "show", "diamond", "--json", *JOBS))["steps"][1]["depends_on"] == ["first"]
-    assert craft("chain", "check", *JOBS).stdout == "6 chains, 0 problems\n"
+    assert craft("chain", "check", *JOBS).stdout == "7 chains, 0 problems\n"
     source = (
         "from craft_easy_jobs import *\n@job(name='a')\nasync def a(ctx): ...\nchain('c', steps=[ChainStep('gone')])\n"
     )
@@ -96,6 +96,21 @@ def test_chains_are_listed_drawn_and_checked(tmp_path: Path) -> None:
     [problem] = result_of(process, 1)["problems"]
     assert re.fullmatch(r"chain 'c' at .*my_jobs\.py:4: the job 'gone' of a step is not registered", problem)
     assert process.stderr == f"Error: {problem}\n"
+
+
+def test_check_names_the_step_whose_schema_is_no_schema(tmp_path: Path) -> None:
+    source = (
+        "from craft_easy_jobs import *\n"
+        "@job(name='a', params_schema={'period': {'type': 'strnig'}})\nasync def a(ctx): ...\n"
+        "@job(name='b', params_schema={'period': {'type': 'string'}})\nasync def b(ctx): ...\n"
+        "chain('c', steps=[ChainStep('a'), ChainStep('b')])\n"
+    )
+    (tmp_path / "my_jobs.py").write_text(source)
+    process = craft("chain", "check", "--json", "--jobs", "my_jobs.py", cwd=tmp_path)
+    [problem] = result_of(process, 1)["problems"]
+    assert re.fullmatch(
+        r"chain 'c' at .*my_jobs\.py:6: step 'a': params_schema\.period\.type: 'strnig' is not valid .*", problem
+    )
 
 
 def test_a_chain_runs_with_each_line_naming_its_step() -> None:

@@ -218,6 +218,19 @@ async def test_a_stop_interrupts_the_wait_for_the_next_try(tmp_path: Path) -> No
     assert statuses(result) == {"third-time": ("failed", "exception")}
 
 
+async def test_a_step_that_stops_the_chain_ends_the_wait_for_the_next_try_of_another(tmp_path: Path) -> None:
+    go, count = tmp_path / "go", tmp_path / "count"
+
+    def emit(entry: LogEntry) -> None:
+        if "starts again in 3600 s" in entry["message"]:
+            go.touch()
+
+    result = await run_chain("broken-meanwhile", params={"go": str(go), "file": str(count)}, emit=emit)
+    assert (result.status, result.reason) == ("failed", "step_failed")
+    assert statuses(result) == {"third-time": ("failed", "exception"), "breaks-later": ("failed", "exception")}
+    assert count.read_text() == "x", "it was not tried again"
+
+
 async def test_a_step_fans_out_inside_the_chain() -> None:
     said: list[LogEntry] = []
     result = await run_chain("mixed", all_tenants=False, tenant_id="group", emit=said.append)

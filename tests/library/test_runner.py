@@ -230,6 +230,6 @@ def test_run_sync_works_in_any_thread_and_sweeps_what_the_job_left() -> None:
     said: list[LogEntry] = []
     thread = threading.Thread(target=lambda: results.append(JobRunner().run_sync("leaves-a-task", emit=said.append)))
     thread.start()
-    thread.join(timeout=10)
+    thread.join(timeout=30)
     assert [result.status for result in results] == ["completed"]
     assert [entry["message"] for entry in said] == ["swept"]

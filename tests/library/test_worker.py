@@ -10,11 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
 from craft_easy_jobs import wire
-from craft_easy_jobs.wire import Catalogue, Entries, Link, Outcome, Quit, Start, Stop, ToSupervisor, ToWorker, Unpacker
+from craft_easy_jobs.wire import (
+    Catalogue,
+    Entries,
+    Link,
+    Outcome,
+    Quit,
+    Start,
+    Stop,
+    ToSupervisor,
+    ToWorker,
+    Unpacker,
+    WorkerOptions,
+)
 
 JOBS = str(Path(__file__).parents[1] / "jobd" / "worker_jobs.py")
 START = Start("r", 1, 1, "sleep", b"{}", None, "tenant", [])
@@ -23,15 +36,15 @@ START = Start("r", 1, 1, "sleep", b"{}", None, "tenant", [])
 @contextmanager
 def worker(*, parent: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "craft_easy_jobs.worker", f"--fd={theirs.fileno()}", f"--jobs={JOBS}"]
+    options = WorkerOptions(fd=theirs.fileno(), parent=parent or os.getpid(), jobs=(JOBS,))
     with ours:
         with theirs:
             process = subprocess.Popen(
-                [*command, f"--parent={parent or os.getpid()}"],
+                [sys.executable, "-m", "craft_easy_jobs.worker", msgspec.json.encode(options).decode()],
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,
             )
-        ours.settimeout(10)
+        ours.settimeout(30)
         with process:
             try:
                 yield process, ours
@@ -48,6 +61,15 @@ def heard(sock: socket.socket, kind: type) -> Any:
                 if isinstance(message, kind):
                     return message
     raise AssertionError(f"the worker ended without {kind.__name__}")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ['{"fd": "3"}']])
+def test_who_starts_it_by_hand_is_told_what_to_type(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "craft_easy_jobs.worker", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("to run a job yourself: craft-easy-job run\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_it_ends_when_the_supervisor_is_gone() -> None:
@@ -104,13 +126,13 @@ class End:
         self.changed.set()
 
     async def until_frames(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.frames) < count and not self.lost:
                 self.changed.clear()
                 await self.changed.wait()
 
     async def until_lost(self) -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not self.lost:
                 self.changed.clear()
                 await self.changed.wait()

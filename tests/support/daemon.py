@@ -52,7 +52,7 @@ class DaemonProcess:
         self._env = {**os.environ, **(env or {}), name: value, "NOTIFY_SOCKET": str(self._scratch / "notify")}
 
     # -- life
-    def start(self, *, within: float = 15.0) -> "DaemonProcess":
+    def start(self, *, within: float = 30.0) -> "DaemonProcess":
         """Start it, again after a stop too, and wait for READY=1; fails with its log when it ends before."""
         self.launch()
         self.wait_notice("READY=1", within=within)
@@ -67,7 +67,7 @@ class DaemonProcess:
                 command, cwd=PROJECT, env=self._env, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
             )
 
-    def wait_notice(self, notice: str, *, within: float = 10.0) -> None:
+    def wait_notice(self, notice: str, *, within: float = 30.0) -> None:
         """Wait until the daemon has sent a line to its service manager, such as STOPPING=1, since its start."""
         wait_until(lambda: notice in self.notices or self.ended, within=within)
         if notice not in self.notices:
@@ -147,7 +147,7 @@ class DaemonProcess:
         draft.write_bytes(content)
         draft.rename(incoming / name)
 
-    def result(self, run_id: str, *, within: float = 10.0) -> dict[str, Any]:
+    def result(self, run_id: str, *, within: float = 30.0) -> dict[str, Any]:
         """The run's JobResult as JSON; waits for its file."""
         path = self.root / "results" / f"{run_id}.json"
         try:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.waiting import wait_until
+
 
 def children(pid: int) -> list[psutil.Process]:
     """The process's descendants; empty when it is gone."""
@@ -28,7 +30,29 @@ def carrying(mark: str) -> list[psutil.Process]:
     return found
 
 
-def kill_all(processes: Iterable[psutil.Process], *, within: float = 10.0) -> None:
+def ended(process: psutil.Process) -> bool:
+    """It is gone, or a zombie with all its threads: who adopted it may take seconds to notice."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE and len(os.listdir(f"/proc/{process.pid}/task")) == 1
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return True
+
+
+def wait_ended(processes: Iterable[psutil.Process], *, within: float = 30.0) -> None:
+    """Wait for the end of processes, whoever their parent is."""
+    left = list(processes)
+
+    def all_ended() -> bool:
+        left[:] = [process for process in left if not ended(process)]
+        return not left
+
+    try:
+        wait_until(all_ended, within=within)
+    except AssertionError:
+        raise AssertionError(f"not gone within {within} s: {left}") from None
+
+
+def kill_all(processes: Iterable[psutil.Process], *, within: float = 30.0) -> None:
     """Kill processes and wait for their end; those that ended already are passed over."""
     victims = list(processes)
     for process in victims:
@@ -36,6 +60,4 @@ def kill_all(processes: Iterable[psutil.Process], *, within: float = 10.0) -> No
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    _, alive = psutil.wait_procs(victims, timeout=within)
-    if alive:
-        raise AssertionError(f"not gone {within} s after SIGKILL: {alive}")
+    wait_ended(victims, within=within)

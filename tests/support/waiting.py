@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(fact: Callable[[], T], *, within: float = 10.0, every: float = 0.01) -> T:
+def wait_until(fact: Callable[[], T], *, within: float = 30.0, every: float = 0.01) -> T:
     """Poll until `fact()` is true and return what it returned; fail after `within` seconds."""
     deadline = time.monotonic() + within
     while not (value := fact()):

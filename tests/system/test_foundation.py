@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import DaemonProcess
+from tests.support.processes import wait_ended
 from tests.support.waiting import wait_until
 
 Start = Callable[..., DaemonProcess]
@@ -37,7 +38,7 @@ def running(daemon: DaemonProcess) -> list[str]:
 
 def started(daemon: DaemonProcess, run_id: str) -> None:
     """Wait until the job function of the run has said something."""
-    wait_until(lambda: daemon.call("GET", f"/v1/runs/{run_id}")[1].get("log_count"), within=10)
+    wait_until(lambda: daemon.call("GET", f"/v1/runs/{run_id}")[1].get("log_count"))
 
 
 def test_a_dropped_request_becomes_a_result(daemon: Start) -> None:
@@ -52,7 +53,7 @@ def test_a_dropped_request_becomes_a_result(daemon: Start) -> None:
     assert result["params"] == {"value": "å\n"}
     assert result["started_at"].endswith("+00:00")
     assert 0 <= result["duration_seconds"] < 10
-    assert list((jobd.root / "spool" / "claimed").iterdir()) == []
+    wait_until(lambda: not any((jobd.root / "spool" / "claimed").iterdir()))
     assert list((jobd.root / "results" / ".tmp").iterdir()) == []
     assert jobd.stop() == 0
 
@@ -184,10 +185,10 @@ def test_a_killed_daemon_loses_nothing(daemon: Start) -> None:
     polite, once = jobd.drop({"job": "polite"}), jobd.drop({"job": "once"})
     started(jobd, polite)
     started(jobd, once)
-    workers = [worker["pid"] for worker in jobd.status()["workers"]]
+    workers = [process for process in jobd.processes() if process.pid != jobd.pid]
+    assert workers
     jobd.kill()
-    for pid in workers:
-        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+    wait_ended(workers)
     jobd.start()
     assert jobd.result(once)["reason"] == "interrupted"
     wait_until(lambda: [(r["run_id"], r["attempt"]) for r in jobd.status()["running"]] == [(polite, 2)])
@@ -218,7 +219,7 @@ def test_a_scheduled_run_starts_when_it_is_due(daemon: Start) -> None:
 def test_a_second_daemon_on_the_root_is_refused(daemon: Start) -> None:
     jobd = daemon(*JOBS)
     command = [sys.executable, "-m", "craft_easy_jobd", "serve", "--root", str(jobd.root), *JOBS]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert second.returncode == 75
     assert f"pid {jobd.pid}" in second.stderr
     assert len(second.stderr.strip().splitlines()) == 1
@@ -229,18 +230,20 @@ def test_modules_that_do_not_import_are_named(short_dir: Path) -> None:
     module = short_dir / "bad_jobs.py"
     module.write_text("import a_module_that_is_not_there\n")
     command = [sys.executable, "-m", "craft_easy_jobd", "serve", "--root", str(short_dir / "var")]
-    served = subprocess.run([*command, "--jobs", str(module)], capture_output=True, text=True, timeout=20, check=False)
+    served = subprocess.run([*command, "--jobs", str(module)], capture_output=True, text=True, timeout=30, check=False)
     assert served.returncode == 78
     assert "a_module_that_is_not_there" in served.stderr
     assert "Traceback" not in served.stderr
 
 
 def rejected(jobd: DaemonProcess) -> dict[bytes, dict[str, Any]]:
+    """The reason for each rejected file; a file comes when its reason is complete."""
     folder = os.fsencode(jobd.root / "spool" / "rejected")
+    names = set(os.listdir(folder))
     return {
-        name.removesuffix(b".reason.json"): json.loads(Path(os.fsdecode(os.path.join(folder, name))).read_bytes())
-        for name in os.listdir(folder)
-        if name.endswith(b".reason.json")
+        name: json.loads(Path(os.fsdecode(os.path.join(folder, name + b".reason.json"))).read_bytes())
+        for name in names
+        if name + b".reason.json" in names
     }
 
 
@@ -277,7 +280,7 @@ def test_garbage_leaves_the_daemon_serving(daemon: Start) -> None:
         b"folder.json",
         b"new\nline\xff.json",
     }
-    wait_until(lambda: names <= set(rejected(jobd)), within=15)
+    wait_until(lambda: names <= set(rejected(jobd)))
     reasons = rejected(jobd)
     assert all(set(reason) == {"error", "field", "at", "uid"} for reason in reasons.values())
     assert reasons[b"unknown-key.json"]["field"] == "prams"
@@ -322,7 +325,7 @@ def test_a_defect_ends_the_daemon_with_one_line_and_a_log(short_dir: Path) -> No
         "main()"
     )
     command = [sys.executable, "-c", broken, "serve", "--root", str(short_dir / "var"), "--log-format", "json"]
-    ended = subprocess.run([*command, *JOBS], capture_output=True, text=True, timeout=20, check=False)
+    ended = subprocess.run([*command, *JOBS], capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 70
     log = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
     assert "ZeroDivisionError" in next(record["exc_info"] for record in log if record["level"] == "CRITICAL")

@@ -1,0 +1,20 @@
+"""`make test` in two processes: what must not run side by side stays in one of them."""
+
+import re
+import subprocess
+import sys
+
+from tests.support.daemon import PROJECT
+
+QUICK = "cgroup_that_is_none or (in_force and process) or stopped_accuses_no_run or status_for_people"
+
+
+def test_daemons_under_test_stay_in_one_process() -> None:
+    command = [sys.executable, "-m", "pytest", "-v", "-n", "2", "-p", "no:cacheprovider", "-k", QUICK]
+    where = ["tests/system/test_blocked_loops.py", "tests/system/test_hard_kill.py", "tests/jobd/test_cli.py"]
+    ended = subprocess.run([*command, *where], cwd=PROJECT, capture_output=True, text=True, check=False)
+    runs = re.findall(r"^\[(gw\d)\] .* PASSED (\S+)::", ended.stdout, re.MULTILINE)
+    assert len(runs) == 4, ended.stdout
+    together = {process for process, file in runs if file in where[:2]}
+    assert len(together) == 1
+    assert together != {process for process, file in runs if file == where[2]}
