@@ -76,8 +76,7 @@ def _facts(sizes: Sizes, repetitions: int, folder: Path) -> dict[str, Any]:
 def _caption(facts: Mapping[str, Any]) -> list[str]:
     disk = FileSystem(**facts["file_system"])
     lines = [facts["date"], str(Machine(**facts["machine"])), str(disk), facts["command"]]
-    no_disk = "This is no disk: a sync costs nothing here, and the figures say nothing of one."
-    return [*lines, no_disk] if disk.kind == "tmpfs" else lines
+    return [*lines, disk.caution] if disk.caution else lines
 
 
 def _tell(options: argparse.Namespace, facts: Mapping[str, Any], summaries: Sequence[Summary], sizes: Sizes) -> None:

@@ -27,6 +27,16 @@ class FileSystem(NamedTuple):
         journal = {True: " with a journal", False: " without a journal", None: ""}[self.journal]
         return f"{self.kind}{journal}"
 
+    @property
+    def caution(self) -> str | None:
+        """Why figures from here say little, None when they do not."""
+        if self.kind == "tmpfs":
+            return "This is no disk: a sync costs nothing here."
+        if self.kind == "ext4" and self.journal is False:
+            # The kernel passes over each inode that was freed in the last minutes (recently_deleted in ialloc.c).
+            return "Without a journal, ext4 creates files slowly for minutes after others were deleted; see --loop."
+        return None
+
 
 def file_system(folder: Path) -> FileSystem:
     """What `folder` lies on."""

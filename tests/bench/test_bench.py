@@ -17,7 +17,7 @@ from tests.bench.comparison import MEASURES, comparison, contestants, ratio
 from tests.bench.figures import Figure, number, percentile, summarize, table
 from tests.bench.ledgers import multiply
 from tests.bench.peers.marks import read_marks
-from tests.bench.places import mount_of
+from tests.bench.places import FileSystem, mount_of
 from tests.bench.stage import BenchError
 from tests.support.daemon import PROJECT
 
@@ -178,3 +178,11 @@ def test_a_mark_that_is_not_whole_is_left_for_later() -> None:
 def test_of_all_mounts_the_deepest_and_last_counts(path: str, found: tuple[str, str]) -> None:
     mounts = ["/dev/sda / ext4 rw", r"none /data/a\040b tmpfs rw", "/dev/sdb /data xfs rw", "/dev/sdc /data btrfs rw"]
     assert mount_of(path, "\n".join(mounts)) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "journal", "cautious"),
+    [("ext4", True, False), ("ext4", False, True), ("ext4", None, False), ("tmpfs", None, True), ("xfs", None, False)],
+)
+def test_a_file_system_that_misleads_is_named(kind: str, journal: bool | None, cautious: bool) -> None:
+    assert (FileSystem(kind, "x", journal).caution is not None) is cautious
