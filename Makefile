@@ -6,10 +6,10 @@ PY := .venv/bin/python
 ARGS ?=
 export PYTHON
 
-.PHONY: help setup run demo test torture check lock clean .run .dev
+.PHONY: help setup run demo test torture bench bench-peers check lock clean .run .dev .peers
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: .run .dev ## Make .venv with both commands and the developers' tools in it
 
@@ -33,6 +33,12 @@ test: .run .dev ## Run the tests, in two processes; ARGS="-k spool" picks some, 
 torture: .run .dev ## Run the whole fault suite, as root with power cuts; CRAFT_EASY_FAULTS_SEED=N repeats one
 	@CRAFT_EASY_FAULTS=torture exec $(PY) -m pytest -o faulthandler_timeout=0 tests/faults $(ARGS)
 
+bench: .run .dev ## Measure throughput, latency, memory, starts, stops; ARGS="--only spool --reps 3"
+	@exec $(PY) -m tests.bench $(ARGS)
+
+bench-peers: .run .dev .peers ## The same beside taskiq, dramatiq, huey and SAQ; needs redis-server
+	@exec $(PY) -m tests.bench --peers $(ARGS)
+
 check: .run .dev ## Lint, format, types, import layers, and what else guards the tree
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -45,13 +51,15 @@ lock: .run .dev ## Resolve the dependencies anew (needs network); ARGS=--upgrade
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv $(COMPILE) --group dev --output-file .requirements/dev.lock $(ARGS)
 	$(PY) -m uv $(COMPILE) --constraint .requirements/dev.lock --output-file .requirements/run.lock $(ARGS)
+	$(PY) -m uv $(COMPILE_OPTIONS) --group peers --output-file .requirements/peers.lock $(ARGS)
 
 # Hashes and no host names: any index that serves the same files will do.
-COMPILE = pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-  --no-emit-index-url --no-annotate --no-header --group build pyproject.toml
+COMPILE_OPTIONS = pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-annotate --no-header
+COMPILE = $(COMPILE_OPTIONS) --group build pyproject.toml
 
 clean: ## Remove what was made: environment, caches, builds; ./var stays
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .run:
@@ -59,3 +67,6 @@ clean: ## Remove what was made: environment, caches, builds; ./var stays
 
 .dev: .run
 	@.requirements/install dev
+
+.peers:
+	@.requirements/install peers
