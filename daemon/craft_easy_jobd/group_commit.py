@@ -69,6 +69,7 @@ class GroupCommit(Generic[S]):
         self._committed = committed
         self._pending: list[Operation] = []
         self._batches: SimpleQueue[list[Operation] | None] = SimpleQueue()
+        self._flushing = False
         self._closing = False
         self._ended = asyncio.Event()
         self._thread: threading.Thread | None = None
@@ -85,14 +86,20 @@ class GroupCommit(Generic[S]):
         self._thread.start()
         self._committed(await opened)
 
-    def call(self, apply: Callable[[sqlite3.Connection], T]) -> "asyncio.Future[T]":
-        """Apply in the next transaction; the future is done when that is durable."""
+    def call(self, apply: Callable[[sqlite3.Connection], T], *, within: float = 0.0) -> "asyncio.Future[T]":
+        """Apply in the next transaction; the future is done when that is durable.
+
+        `within`: seconds that it may wait for others whose transaction it can share.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
         if error := self._refusal():
             future.set_exception(error)
             return future
-        if not self._pending:
+        if not self._flushing and not within:
+            self._flushing = True
             self._loop.call_soon(self._flush)
+        elif not self._pending:
+            self._loop.call_later(within, self._flush)
         self._pending.append(Operation(apply, future))
         return future
 
@@ -111,6 +118,7 @@ class GroupCommit(Generic[S]):
         return LedgerError(f"{self._name}: the ledger is closed") if self._closing else self.broken
 
     def _flush(self) -> None:
+        self._flushing = False
         if self._pending:
             self._batches.put(self._pending)
             self._pending = []

@@ -298,11 +298,14 @@ class Ledger(Protocol):
         """Of these slices all files are `named`; those slices are not kept in mind any more."""
 
     # -- publishing
-    async def unpublished(self, *, limit: int) -> list[Ended]:
-        """Ended runs whose result file is not known to be durable, oldest first.
+    async def unpublished(self, *, after: int = 0, limit: int) -> list[Ended]:
+        """Ended runs whose result file is not known to be durable, by `seq`; `after` that of the last one seen.
 
         May return fewer than `limit` when their logs are large; none only when none is left.
         """
 
     def mark_published(self, ended: Sequence[Run]) -> Future[None]:
-        """The result files of these runs, as they were read, are durable; of one that was put back since: no change."""
+        """The result files of these runs, as they were read, are durable; of one that was put back since: no change.
+
+        May take its time, so that it shares the commit of others.
+        """

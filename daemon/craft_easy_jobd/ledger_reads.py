@@ -118,11 +118,11 @@ def slices(db: sqlite3.Connection) -> list[Slice]:
     return [Slice(number, _files.decode(files), bool(named)) for number, files, named in rows]
 
 
-def unpublished(db: sqlite3.Connection, limit: int) -> list[Ended]:
+def unpublished(db: sqlite3.Connection, after: int, limit: int) -> list[Ended]:
     """Up to `limit`, fewer once their logs exceed MAX_UNPUBLISHED_BYTES, and none only when none is left."""
     ended: list[Ended] = []
     size = 0
-    for row in db.execute(SELECT_UNPUBLISHED, (max(limit, 0),)):
+    for row in db.execute(SELECT_UNPUBLISHED, (after, max(limit, 0))):
         if size > MAX_UNPUBLISHED_BYTES:
             break
         chunks = db.execute(_WHOLE_LOG, row[:1]).fetchall()

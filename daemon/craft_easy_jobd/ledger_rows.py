@@ -28,7 +28,7 @@ SELECT_RUNS = f"SELECT {', '.join((_COLUMNS, *_LOGGED, _PUBLISHED))} FROM runs" 
 # The log of these is read in any case, so its totals are too.
 SELECT_UNPUBLISHED = (
     f"SELECT {_COLUMNS} FROM unpublished CROSS JOIN runs ON runs.seq = unpublished.seq "  # noqa: S608
-    "ORDER BY unpublished.seq LIMIT ?"
+    "WHERE unpublished.seq > ? ORDER BY unpublished.seq LIMIT ?"
 )
 
 

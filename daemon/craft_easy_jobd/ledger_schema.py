@@ -1,7 +1,9 @@
 """The ledger's file: its tables, how it is opened, and the SQL that moves a run from state to state."""
 
+import os
 import sqlite3
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from craft_easy_jobd.errors import LedgerError
@@ -30,6 +32,9 @@ def state_is(*states: RunState) -> str:
     numbers = sorted(CODES[state] for state in states)
     return f"state = {numbers[0]}" if len(numbers) == 1 else f"state IN ({', '.join(map(str, numbers))})"
 
+
+# SQLite takes the log into the file and begins it anew when it holds 1,000 pages.
+_LOG_BYTES = 1100 * 4096
 
 TIMED = frozenset({RunState.SCHEDULED, RunState.RETRYING})
 # SQLite uses a partial index only where the query repeats the index's condition word for word.
@@ -167,6 +172,25 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     # Written even when it is there: a file that is read-only says so here, not at the first request.
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     db.execute("COMMIT")
+    _lay_out_log(db, path)
+
+
+def _lay_out_log(db: sqlite3.Connection, path: Path) -> None:
+    """Give the write-ahead log its usual size at once: a sync takes half the time when nothing is appended.
+
+    A row that is larger than the cache goes into the log before its commit, and it never comes to that.
+    """
+    disk = os.statvfs(path.parent)
+    if disk.f_bavail * disk.f_frsize < 4 * _LOG_BYTES:
+        return
+    db.execute("PRAGMA cache_size = 16")
+    db.execute("BEGIN IMMEDIATE")
+    # What fails here, a quota for instance, will be said by the first transaction that it is in the way of.
+    with suppress(sqlite3.Error):
+        db.execute("INSERT INTO slices VALUES (0, 0, zeroblob(?))", (_LOG_BYTES,))
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+    db.execute("PRAGMA cache_size = -2000")
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:

@@ -5,12 +5,13 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.folders import PRIVATE, SyncError, folder, make_apart, require_folders, sync, sync_all
 from craft_easy_jobd.lane import Lane
-from craft_easy_jobd.ledger import Ended, Ledger
+from craft_easy_jobd.ledger import Ended, Ledger, Run
 from craft_easy_jobd.results import job_result
 from craft_easy_jobd.trouble import Trouble
 from craft_easy_jobs.model import encode_result
@@ -20,6 +21,7 @@ logger = logging.getLogger("craft_easy_jobd.publisher")
 BATCH = 500
 # So few files are synced one by one: to sync the file system would wait for what others write to it as well.
 _FEW = 3
+_MARK_AGAIN_SECONDS = 0.2
 
 
 class Publisher:
@@ -33,6 +35,7 @@ class Publisher:
         self._ledger = ledger
         self._published = published
         self._lane = Lane("publisher")
+        self._marking: set[tuple[int, int]] = set()
         self._prepared = False
         self._trouble = Trouble(logger)
         self._woken = asyncio.Event()
@@ -82,16 +85,32 @@ class Publisher:
 
     async def _publish_all(self) -> None:
         # What ends after the last look wakes the publisher again.
-        while batch := await self._ledger.unpublished(limit=BATCH):
-            await self._publish(batch)
+        after = 0
+        while batch := await self._ledger.unpublished(after=after, limit=BATCH):
+            after = batch[-1].run.seq
+            if new := [ended for ended in batch if (ended.run.seq, ended.run.token) not in self._marking]:
+                await self._publish(new)
 
     async def _publish(self, batch: Sequence[Ended]) -> None:
         written, error = await self._lane.call(self._writer.write, batch)
         if written:
-            await self._ledger.mark_published([ended.run for ended in written])
+            self._mark([ended.run for ended in written])
             self._published([ended.run.spec.run_id for ended in written])
         if error is not None:
             raise error
+
+    def _mark(self, runs: Sequence[Run]) -> None:
+        # Not waited for: the mark may come with a later commit, and is kept here until then.
+        marks = {(run.seq, run.token) for run in runs}
+        answer = self._ledger.mark_published(runs)
+        self._marking |= marks
+        answer.add_done_callback(partial(self._marked, marks))
+
+    def _marked(self, marks: set[tuple[int, int]], answer: "asyncio.Future[None]") -> None:
+        self._marking -= marks
+        if not answer.cancelled() and answer.exception() is not None:
+            # The results are out; that the ledger cannot be written is said by those whose news it cannot take.
+            asyncio.get_running_loop().call_later(_MARK_AGAIN_SECONDS, self.wake)
 
 
 class _Writer:

@@ -21,6 +21,8 @@ from craft_easy_jobs.definition import Isolation
 
 T = TypeVar("T")
 
+# What is not marked in time is published again after a crash, which does no harm.
+MARK_SECONDS = 0.25
 # A batch of reaping is one transaction: small enough that calls which come meanwhile need not wait for a million.
 REAP_BATCH = 1000
 
@@ -130,8 +132,8 @@ class SqliteLedger:
         return self._writer.call(partial(ledger_writes.let_go, named=named, gone=gone))
 
     # -- publishing
-    async def unpublished(self, *, limit: int) -> list[Ended]:
-        return await self._publishing.call(partial(ledger_reads.unpublished, limit=limit))
+    async def unpublished(self, *, after: int = 0, limit: int) -> list[Ended]:
+        return await self._publishing.call(partial(ledger_reads.unpublished, after=after, limit=limit))
 
     def mark_published(self, ended: Sequence[Run]) -> Future[None]:
-        return self._writer.call(partial(ledger_writes.mark_published, ended=ended))
+        return self._writer.call(partial(ledger_writes.mark_published, ended=ended), within=MARK_SECONDS)

@@ -105,7 +105,8 @@ MUTANTS = [
             Change(
                 "publisher.py",
                 "        written, error = await self._lane.call(self._writer.write, batch)\n",
-                "        await self._ledger.mark_published([ended.run for ended in batch])\n"
+                "        self._mark([ended.run for ended in batch])\n"
+                "        await self._ledger.let_go(named=[], gone=[])\n"
                 "        written, error = await self._lane.call(self._writer.write, batch)\n",
             ),
         ),

@@ -195,7 +195,7 @@ async def test_no_query_looks_at_every_run(ledger: SqliteLedger) -> None:
         lambda db: ledger_reads.find(db, list(ACTIVE), None, None, None, None, 9),
         lambda db: ledger_reads.find(db, [RunState.HELD], None, None, None, None, 9),
         lambda db: ledger_reads.read_log(db, "a", 0, 9),
-        lambda db: ledger_reads.unpublished(db, 9),
+        lambda db: ledger_reads.unpublished(db, 0, 9),
     ]
 
     def plans(db: sqlite3.Connection) -> list[str]:

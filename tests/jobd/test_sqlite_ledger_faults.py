@@ -98,7 +98,7 @@ async def test_after_an_io_error_nothing_is_written_any_more(ledger: SqliteLedge
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "ledger.db-wal").stat().st_size, hard))
     try:
         with pytest.raises(LedgerError, match="check the disk"):
-            await ledger.submit([spec("lost", b"x" * 100_000)])
+            await ledger.submit([spec("lost", b"x" * 10_000_000)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert ledger.broken is not None
