@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import re
 import signal
@@ -110,7 +111,7 @@ async def a_second(ctx: JobContext) -> None:
 @job(name="spoil", isolation="process", timeout_seconds=120, grace_seconds=0.2)
 async def spoil(ctx: JobContext) -> float:
     """Take away, in the way of the params, what the supervisor would learn the place by; then block."""
-    stack = next(int(argument.removeprefix("--stack=")) for argument in sys.argv if argument.startswith("--stack="))
+    stack = json.loads(sys.argv[1])["stack"]
     match ctx.params["spoil"]:
         case "close":
             os.close(stack)
