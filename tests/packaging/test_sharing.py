@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.support.daemon import PROJECT
 
@@ -18,3 +19,19 @@ def test_daemons_under_test_stay_in_one_process() -> None:
     together = {process for process, file in runs if file in where[:2]}
     assert len(together) == 1
     assert together != {process for process, file in runs if file == where[2]}
+
+
+SCOPES = """
+class Test{0}:
+    def test_it(self):
+        if {0} == 2: __import__("os")._exit(1)
+"""
+
+
+def test_a_process_of_tests_that_dies_fails_the_run_and_does_not_hang_it(tmp_path: Path) -> None:
+    (tmp_path / "test_scopes.py").write_text("".join(map(SCOPES.format, range(8))))
+    options = ["-n", "2", "--dist=loadscope", "-p", "no:cacheprovider", "-p", "no:randomly", f"--rootdir={tmp_path}"]
+    command = [sys.executable, "-m", "pytest", "-c", str(PROJECT / "pyproject.toml"), *options, str(tmp_path)]
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1, ended.stdout
+    assert "crashed while running 'test_scopes.py::Test2::test_it'" in ended.stdout
