@@ -5,8 +5,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
-import psutil
-
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.probe import Blockage
 from craft_easy_jobd.settings import Settings
@@ -83,6 +81,9 @@ def _blocked(blockage: Blockage | None) -> Blocked | None:
 
 
 def _usage(pid: int) -> tuple[float | None, int | None]:
+    # Not needed until somebody asks for the status.
+    import psutil
+
     try:
         process = psutil.Process(pid)
         times = process.cpu_times()
