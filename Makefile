@@ -6,7 +6,7 @@ PY := .venv/bin/python
 ARGS ?=
 export PYTHON
 
-.PHONY: help setup run demo test torture bench bench-peers check lock clean .run .dev .peers
+.PHONY: help setup run demo test torture bench bench-peers check install uninstall lock clean .run .dev .peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,12 @@ check: .run .dev ## Lint, format, types, import layers, and what else guards the
 	.venv/bin/lint-imports
 	$(PY) -m pip check
 	$(PY) -m pytest -q tests/packaging/test_tree.py tests/packaging/test_units.py
+
+install: .run ## Install the service, as root: PREFIX=/usr/local, PYTHON=/usr/bin/python3; DESTDIR=... for a package
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/install install
+
+uninstall: ## Remove what install put there; settings and data stay
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/install uninstall
 
 lock: .run .dev ## Resolve the dependencies anew (needs network); ARGS=--upgrade for newer versions
 	$(PY) -m pip install --quiet uv
