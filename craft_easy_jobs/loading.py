@@ -14,6 +14,7 @@ from craft_easy_jobs.chaining import chains
 from craft_easy_jobs.definition import registry
 from craft_easy_jobs.errors import CraftEasyJobsError, LoadError
 from craft_easy_jobs.failures import one_line, place_of
+from craft_easy_jobs.sources import FreshLoader, import_fresh, imported
 
 ENTRY_POINT_GROUP = "craft_easy_jobs"
 
@@ -29,6 +30,7 @@ def load_jobs(modules: Sequence[str], *, entry_points: bool = True) -> None:
     Raises:
         LoadError: says which module, the cause in one line, and file and line.
     """
+    import_fresh()
     _search(os.getcwd())
     for module in modules:
         _load(module)
@@ -57,15 +59,19 @@ def load_object(place: str) -> Any:
 
 
 def code_version(modules: Sequence[str] = ()) -> str | None:
-    """Twelve hex digits that change when the source of the modules or of a registered job or chain changes.
+    """Twelve hex digits that change when the author's source does, as it was when it was imported.
 
-    What these import in turn is not looked at. None when there is no source to look at.
+    That is the source of the modules, of the registered jobs and chains, and of all that was imported and is not
+    installed. None when there is no source to look at.
     """
+    digests = imported()
     places = [*(job.source for job in registry.values()), *(chain.source for chain in chains.values())]
     files = {place.rpartition(":")[0] for place in places}
     files |= {getattr(sys.modules.get(_name_of(module)), "__file__", None) or "" for module in modules}
-    digests = sorted(hashlib.sha256(Path(file).read_bytes()).digest() for file in files if os.path.isfile(file))
-    return hashlib.sha256(b"".join(digests)).hexdigest()[:12] if digests else None
+    for file in files - digests.keys():
+        if os.path.isfile(file):
+            digests[file] = hashlib.sha256(Path(file).read_bytes()).digest()
+    return hashlib.sha256(b"".join(sorted(digests.values()))).hexdigest()[:12] if digests else None
 
 
 def _has_entry_points() -> bool:
@@ -112,7 +118,7 @@ def _load_file(path: str) -> None:
             return
         raise LoadError(path, f"a module {name!r} is already imported from {earlier.__file__}; rename the file")
     _search(str(file.parent))
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=FreshLoader(name, str(file)))
     if spec is None or spec.loader is None:
         raise LoadError(path, "Python cannot import such a file")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)

@@ -1,5 +1,8 @@
 """load_jobs: modules, files, entry points, and what is told of those that fail."""
 
+import importlib.util
+import os
+import py_compile
 import sys
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 from craft_easy_jobs.definition import Registry
 from craft_easy_jobs.errors import LoadError
 from craft_easy_jobs.loading import code_version, load_jobs
+from craft_easy_jobs.sources import imported
 
 pytestmark = pytest.mark.usefixtures("fresh_registry", "project")
 
@@ -86,7 +90,17 @@ def test_installed_distributions_can_name_modules(project: Path, fresh_registry:
         load_jobs([])
 
 
-def test_the_code_version_follows_the_source(project: Path) -> None:
+def imported_anew(name: str, registry: Registry) -> str | None:
+    """The code version after an import as if by another process."""
+    for module in {Path(path).stem for path in imported()} & sys.modules.keys():
+        del sys.modules[module]
+    registry.clear()
+    importlib.invalidate_caches()
+    load_jobs([name], entry_points=False)
+    return code_version([name])
+
+
+def test_the_code_version_follows_the_source(project: Path, fresh_registry: Registry) -> None:
     assert code_version() is None
     file = project / "versioned.py"
     file.write_text(JOB)
@@ -96,4 +110,44 @@ def test_the_code_version_follows_the_source(project: Path) -> None:
     assert len(first) == 12
     assert code_version() == code_version(["versioned", "versioned.py"]) == first
     file.write_text(JOB + "\n")
-    assert code_version() != first
+    assert code_version() == first, "not what was imported"
+    assert imported_anew("versioned", fresh_registry) != first
+
+
+def test_the_code_version_follows_what_the_jobs_import(project: Path, fresh_registry: Registry) -> None:
+    helper = project / "rates.py"
+    helper.write_text("RATE = 1\n")
+    (project / "billing.py").write_text("import rates\n" + JOB)
+    first = imported_anew("billing", fresh_registry)
+    assert imported_anew("billing", fresh_registry) == first
+    helper.write_text("RATE = 2\n")
+    assert imported_anew("billing", fresh_registry) != first
+
+
+@pytest.mark.parametrize("name", ["hasty", "hasty.py"])
+def test_a_module_that_changes_twice_in_a_second_is_imported_as_it_is(
+    project: Path, fresh_registry: Registry, name: str
+) -> None:
+    file = project / "hasty.py"
+    versions = []
+    for number in range(5):
+        file.write_text(f"NUMBER = {number}\n{JOB}")
+        versions.append(imported_anew(name, fresh_registry))
+        assert number == sys.modules["hasty"].NUMBER
+        # As another Python leaves it for the next version, which is as large and of the same second.
+        py_compile.compile(str(file))
+    assert len(set(versions)) == 5
+
+
+def test_bytecode_that_is_beyond_doubt_is_used(
+    project: Path, fresh_registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = project / "settled.py"
+    file.write_text("WORD = 'source'\n" + JOB)
+    os.utime(file, (1_000_000_000, 1_000_000_000))
+    imported_anew("settled", fresh_registry)
+    cached = Path(importlib.util.cache_from_source(str(file)))
+    cached.write_bytes(cached.read_bytes().replace(b"source", b"cached"))
+    imported_anew("settled", fresh_registry)
+    assert sys.modules["settled"].WORD == "cached"
