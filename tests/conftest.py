@@ -17,6 +17,7 @@ import uvloop
 
 from tests.faults.scale import FIGURE, SEED, TORTURE
 from tests.support.daemon import DaemonProcess
+from tests.support.machine import outside_machines
 from tests.support.processes import carrying, children, kill_all
 from tests.support.sharing import Sharing
 from tests.support.waiting import wait_until
@@ -51,7 +52,7 @@ class _Belongings(NamedTuple):
 
 def _belongings() -> _Belongings:
     return _Belongings(
-        frozenset([*children(os.getpid()), *carrying(f"{_MARK_NAME}={_MARK_VALUE}")]),
+        frozenset([*outside_machines(children(os.getpid())), *carrying(f"{_MARK_NAME}={_MARK_VALUE}")]),
         frozenset(threading.enumerate()),
         frozenset(_descriptors()),
     )
