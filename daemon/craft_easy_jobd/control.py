@@ -140,7 +140,8 @@ def listen(path: Path, groups: frozenset[int] = frozenset()) -> socket.socket:
             sock.bind(os.fspath(path))
         finally:
             os.umask(before)
-        if len(groups) == 1:
+        # Only where it changes something: a sandbox may forbid the call, and the folder may give its group (setgid).
+        if len(groups) == 1 and path.stat().st_gid not in groups:
             os.chown(path, -1, *groups)
         sock.listen(128)
     except OSError as error:

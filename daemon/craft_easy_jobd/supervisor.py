@@ -64,13 +64,19 @@ def serve(settings: Settings) -> int:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_run(settings))
-        except* CraftEasyJobsError as errors:
-            raise _first(errors) from None
-        except* Exception as errors:
-            logger.critical("internal error", exc_info=errors)
-            problem = f"internal error, a defect of the daemon: {_first(errors)!r}; its log has the details"
-            raise InternalError(problem) from None
+        # Not except*: what that raises leaves Python 3.11.2, which Debian 12 has, in a group.
+        except Exception as error:
+            raise _for_the_operator(error) from None
     return 0
+
+
+def _for_the_operator(error: Exception) -> CraftEasyJobsError:
+    errors = error if isinstance(error, ExceptionGroup) else ExceptionGroup("", [error])
+    ours, defects = errors.split(CraftEasyJobsError)
+    if ours is not None and defects is None:
+        return _first(ours)
+    logger.critical("internal error", exc_info=errors)
+    return InternalError(f"internal error, a defect of the daemon: {_first(defects or errors)!r}; its log has the details")
 
 
 async def _run(settings: Settings) -> None:
