@@ -76,7 +76,8 @@ def _for_the_operator(error: Exception) -> CraftEasyJobsError:
     if ours is not None and defects is None:
         return _first(ours)
     logger.critical("internal error", exc_info=errors)
-    return InternalError(f"internal error, a defect of the daemon: {_first(defects or errors)!r}; its log has the details")
+    problem = f"internal error, a defect of the daemon: {_first(defects or errors)!r}; its log has the details"
+    return InternalError(problem)
 
 
 async def _run(settings: Settings) -> None:
