@@ -3,6 +3,7 @@
 Import it late: its HTTP server takes longer to import than all the rest of the daemon.
 """
 
+import asyncio
 import contextlib
 import functools
 import grp
@@ -30,8 +31,9 @@ logger = logging.getLogger("craft_easy_jobd.control")
 _SO_PEERGROUPS = 59
 # As many as Python's getsockopt takes; of users in more groups than these 256 only the first group counts.
 _GROUPS_BYTES = 1024
-# Streams are ended before; this is for clients that do not read what they asked for.
-_SHUTDOWN_SECONDS = 0.5
+# Who has connected gets so long to ask, and what was asked so long to be answered. Streams are ended before; the last
+# is for clients that do not read what they asked for.
+_LINGER_SECONDS, _ANSWER_SECONDS, _SHUTDOWN_SECONDS = 0.25, 5.0, 0.5
 
 
 class Control:
@@ -64,6 +66,9 @@ class Control:
         self._runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS, auto_decompress=False, handle_signals=False
         )
+        app.on_response_prepare.append(self._answered)
+        self._unanswered: set[int] = set()
+        self._site: web.SockSite | None = None
         self._made: Path | None = None
 
     async def start(self) -> None:
@@ -77,10 +82,15 @@ class Control:
         if self._listener is None:
             self._listener = listen(self._settings.socket_path, self._groups)
             self._made = self._settings.socket_path
-        await web.SockSite(self._runner, self._listener).start()
+        # Whose request comes while the daemon is busy, or is being started again, waits instead of being refused.
+        self._site = web.SockSite(self._runner, self._listener, backlog=socket.SOMAXCONN)
+        await self._site.start()
 
     async def close(self) -> None:
-        """Answer what was asked, end streams and waits at once, and stop listening. Twice is harmless."""
+        """Stop listening, answer what was asked, end streams and waits at once. Twice is harmless.
+
+        Who has not been accepted yet is left to the next daemon, if the service manager keeps the socket.
+        """
         self._api.closing = True
         self._operations.bell.ring_all()
         if self._made is not None:
@@ -88,11 +98,34 @@ class Control:
             with contextlib.suppress(OSError):
                 self._made.unlink()
             self._made = None
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
+            await self._hear_out()
         await self._runner.cleanup()
+
+    async def _hear_out(self) -> None:
+        """Serve those who have connected already; each answer ends its connection now."""
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        while True:
+            # First of all a turn of the loop, in which those who were just accepted are seen.
+            await asyncio.sleep(0.01)
+            patience = _ANSWER_SECONDS if self._unanswered else _LINGER_SECONDS
+            if not (self._runner.server and self._runner.server.connections) or clock() - begun > patience:
+                return
+
+    async def _answered(self, request: web.Request, response: web.StreamResponse) -> None:
+        self._unanswered.discard(id(request))
+        if self._api.closing:
+            response.force_close()
+            # The other headers are made already.
+            response.headers["Connection"] = "close"
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse who may not; make every refusal and every failure a problem document."""
+        self._unanswered.add(id(request))
         try:
             request[REQUESTED_BY] = self._authorise(request)
             return await handler(request)
@@ -110,6 +143,8 @@ class Control:
         except Exception:
             logger.exception("call failed", extra={"method": request.method, "path": request.path})
             return refusal(problem(ApiError(500, "the daemon failed to answer; its log says why")))
+        finally:
+            self._unanswered.discard(id(request))
 
     def _authorise(self, request: web.Request) -> str:
         """Who asks; refuses those who may not."""
@@ -143,7 +178,7 @@ def listen(path: Path, groups: frozenset[int] = frozenset()) -> socket.socket:
         # Only where it changes something: a sandbox may forbid the call, and the folder may give its group (setgid).
         if len(groups) == 1 and path.stat().st_gid not in groups:
             os.chown(path, -1, *groups)
-        sock.listen(128)
+        sock.listen()
     except OSError as error:
         sock.close()
         raise SettingsError("control socket", str(path), f"cannot listen there: {error.strerror}") from None

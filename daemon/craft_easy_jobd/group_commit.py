@@ -1,8 +1,10 @@
 """The writing thread: operations that come while a commit is under way share the next one."""
 
 import asyncio
+import math
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from queue import Empty, SimpleQueue
@@ -71,6 +73,8 @@ class GroupCommit(Generic[S]):
         self._batches: SimpleQueue[list[Operation] | None] = SimpleQueue()
         self._flushing = False
         self._closing = False
+        self._unanswered = 0
+        self._moved_at = 0.0
         self._ended = asyncio.Event()
         self._thread: threading.Thread | None = None
 
@@ -114,12 +118,22 @@ class GroupCommit(Generic[S]):
         await self._ended.wait()
         self._thread.join()
 
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long the thread has answered nothing while it has something to do; inf when it never will again."""
+        if self.broken:
+            return math.inf
+        return time.monotonic() - self._moved_at if self._unanswered else 0.0
+
     def _refusal(self) -> LedgerError | None:
         return LedgerError(f"{self._name}: the ledger is closed") if self._closing else self.broken
 
     def _flush(self) -> None:
         self._flushing = False
         if self._pending:
+            if not self._unanswered:
+                self._moved_at = time.monotonic()
+            self._unanswered += len(self._pending)
             self._batches.put(self._pending)
             self._pending = []
 
@@ -203,6 +217,8 @@ class GroupCommit(Generic[S]):
 
     # -- on the loop
     def _settle_all(self, batch: Sequence[Operation], answers: Sequence[Answer], summary: S | None) -> None:
+        self._unanswered -= len(batch)
+        self._moved_at = time.monotonic()
         if summary is not None:
             self._committed(summary)
         for operation, answer in zip(batch, answers, strict=True):

@@ -28,9 +28,13 @@ class Publisher:
     """Publishes in batches; what a crash or a full disk left unpublished is written again, whole, under the same name.
 
     `published` is called with the run ids whose files are durable.
+
+    Attributes:
+        looked: set once the results folder was looked at, and used or found to be out of reach for now.
     """
 
     def __init__(self, results_dir: Path, ledger: Ledger, *, published: Callable[[Sequence[str]], None]) -> None:
+        self.looked = asyncio.Event()
         self._writer = _Writer(results_dir)
         self._ledger = ledger
         self._published = published
@@ -70,11 +74,13 @@ class Publisher:
             if not self._prepared:
                 await self._lane.call(self._writer.prepare)
                 self._prepared = True
+            self.looked.set()
             await self._publish_all()
         except SyncError:
             raise
         except (OSError, LedgerError) as error:
             self._trouble.meet(error)
+            self.looked.set()
             return False
         self._trouble.clear()
         return True

@@ -1,9 +1,11 @@
 """What clients may ask of the daemon: the supervisor's side of the control API."""
 
+import asyncio
 from asyncio import Future
 from collections.abc import Callable, Sequence
 
 from craft_easy_jobd.admission import admit, new_run_id
+from craft_easy_jobd.background import unless
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.ledger import Ledger, RunSpec, Slice, Submitted
@@ -15,7 +17,7 @@ from craft_easy_jobd.status import Status
 from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.chaining import Chain
 from craft_easy_jobs.definition import JobOptions
-from craft_easy_jobs.errors import RequestError
+from craft_easy_jobs.errors import ApiError, RequestError
 from craft_easy_jobs.model import Request
 from craft_easy_jobs.tenants import TenantDirectory
 
@@ -40,6 +42,7 @@ class Service:
         self.bell = bell
         self.status = status
         self.stop = shutdown.step
+        self._stop_asked = shutdown.asked
         self._dispatcher = dispatcher
         self._workforce = workforce
         self._publisher = publisher
@@ -60,6 +63,7 @@ class Service:
         return submitted
 
     async def submit(self, requests: Sequence[Request], requested_by: str | None) -> list[Submitted | RequestError]:
+        await self._jobs_known()
         specs = [self._admit(request, requested_by) for request in requests]
         good = [spec for spec in specs if isinstance(spec, RunSpec)]
         submitted = iter(await self.admitted(good) if good else ())
@@ -81,6 +85,14 @@ class Service:
         state = await rerun
         self.bell.ring([run_id])
         return state
+
+    async def _jobs_known(self) -> None:
+        """Who asks while the daemon starts must not hear that there is no such job."""
+        known = self._workforce.known
+        if not known.done():
+            await unless(self._stop_asked, asyncio.wait({known}))
+        if not known.done() or known.exception() is not None:
+            raise ApiError(503, "the daemon ends before it knows its jobs; ask again when it is back")
 
     def _admit(self, request: Request, requested_by: str | None) -> RunSpec | RequestError:
         run_id = request.run_id or new_run_id()

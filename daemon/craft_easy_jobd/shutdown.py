@@ -5,10 +5,13 @@ import logging
 
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.dispatcher import Dispatcher
-from craft_easy_jobd.notify import notify
+from craft_easy_jobd.manager import Manager
 from craft_easy_jobd.stopping import Cause, Level, next_level
 
 logger = logging.getLogger("craft_easy_jobd")
+
+# For all that follows the end of the attempts: workers that die, commits, results, on a slow disk too.
+_SETTLE_SECONDS = 30.0
 
 
 class Shutdown:
@@ -18,11 +21,12 @@ class Shutdown:
         drain_timeout: seconds after which a drain becomes a cut by itself.
     """
 
-    def __init__(self, dispatcher: Dispatcher, attempts: Attempts, *, drain_timeout: float) -> None:
+    def __init__(self, dispatcher: Dispatcher, attempts: Attempts, manager: Manager, *, drain_timeout: float) -> None:
         self.level = Level.SERVING
         self.asked = asyncio.Event()
         self._dispatcher = dispatcher
         self._attempts = attempts
+        self._manager = manager
         self._drain_timeout = drain_timeout
 
     def step(self) -> None:
@@ -46,7 +50,8 @@ class Shutdown:
         self.asked.set()
 
     def _drain(self) -> None:
-        notify("STOPPING=1")
+        grace = max((attempt.options.grace_seconds for attempt in self._attempts), default=0.0)
+        self._manager.stopping(within=self._drain_timeout + grace + _SETTLE_SECONDS)
         self._dispatcher.close()
         for attempt in list(self._attempts):
             self._attempts.ask(attempt)

@@ -47,7 +47,11 @@ class Submit(Protocol):
 
 
 class Spool:
-    """Owns incoming/, claimed/ and rejected/. `submit` is called on the loop, `catalogue` in the spool's thread."""
+    """Owns incoming/, claimed/ and rejected/. `submit` is called on the loop, `catalogue` in the spool's thread.
+
+    Attributes:
+        looked: set once all of it was looked through, or was found to be out of reach for now, see `problem`.
+    """
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class Spool:
         self._ledger = ledger
         self._submit = submit
         self._catalogue = catalogue
+        self.looked = asyncio.Event()
         self._hint = asyncio.Event()
         self._watch = Watch(settings.incoming_dir, self._hint.set)
         self._intake = Intake(settings, catalogue(), before_look=self._watch.renew)
@@ -77,6 +82,11 @@ class Spool:
     def problem(self) -> str | None:
         """What keeps requests from being taken, None when nothing does."""
         return self._trouble.problem and f"spool: {self._trouble.problem}"
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long the call to the file system that is under way has been."""
+        return self._lane.stalled_seconds
 
     async def recover(self) -> None:
         """Make the folders and submit again what was claimed before.
@@ -95,7 +105,9 @@ class Spool:
                 while True:
                     self._hint.clear()
                     self._watch.arm()
-                    if not (await self._attempt(self._look_through) and await self._rest()):
+                    taken = await self._attempt(self._look_through)
+                    self.looked.set()
+                    if not (taken and await self._rest()):
                         await asyncio.sleep(self._trouble.delay)
         except asyncio.CancelledError:
             await self._attempt(self._let_go_of_all)

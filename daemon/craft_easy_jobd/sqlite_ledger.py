@@ -50,6 +50,11 @@ class SqliteLedger:
         return self._writer.broken
 
     @property
+    def stalled_seconds(self) -> float:
+        """For how long nothing has been committed while something waits for it."""
+        return self._writer.stalled_seconds
+
+    @property
     def commits(self) -> int:
         """Transactions since open."""
         return self._writer.commits

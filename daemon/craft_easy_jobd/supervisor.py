@@ -5,24 +5,28 @@ import contextlib
 import faulthandler
 import logging
 import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import uvloop
 
 from craft_easy_jobd.attempts import Attempts
+from craft_easy_jobd.background import running, unless
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.blocking import Watch
 from craft_easy_jobd.cgroups import contain
 from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.containment import instance_of, kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
+from craft_easy_jobd.duties import Duties
 from craft_easy_jobd.errors import FolderError, InternalError
 from craft_easy_jobd.folders import spread_out
 from craft_easy_jobd.logs import logging_to_stderr
-from craft_easy_jobd.notify import notify
+from craft_easy_jobd.manager import Manager, Vital, summary
+from craft_easy_jobd.notify import take_listener
 from craft_easy_jobd.publisher import Publisher
 from craft_easy_jobd.reporting import report
 from craft_easy_jobd.rootlock import root_lock
@@ -31,8 +35,8 @@ from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.shutdown import Shutdown
 from craft_easy_jobd.spool import Spool
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
-from craft_easy_jobd.states import ACTIVE, RunState
 from craft_easy_jobd.status import Status
+from craft_easy_jobd.stopping import daemon_state
 from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.errors import CraftEasyJobsError
 
@@ -43,9 +47,12 @@ logger = logging.getLogger("craft_easy_jobd")
 
 E = TypeVar("E", bound=BaseException)
 
-_TICK_SECONDS = 1.0
 _QUIT_SECONDS = 2.0
 _IMPORT_SECONDS = 0.5
+# Recovery of a ledger with millions of runs, or a spool with as many requests, is still no hang.
+_RECOVERY_SECONDS = 600.0
+# Far beyond what a slow disk does: the watchdog's kill costs the runs that are under way.
+_DUTIES_SECONDS, _COMMIT_SECONDS, _FILES_SECONDS = 60.0, 120.0, 300.0
 
 
 def serve(settings: Settings) -> int:
@@ -54,6 +61,7 @@ def serve(settings: Settings) -> int:
     Raises:
         CraftEasyJobsError: it cannot start or cannot go on; the text is for the operator, `exit_code` for systemd.
     """
+    listener = take_listener("control")
     faulthandler.enable()
     # SIGQUIT shows where the daemon is, and the daemon goes on.
     faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
@@ -63,7 +71,7 @@ def serve(settings: Settings) -> int:
     with root_lock(settings.state_dir), logging_to_stderr(settings.log_level, settings.log_format):
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_run(settings))
+                runner.run(_run(settings, listener))
         # Not except*: what that raises leaves Python 3.11.2, which Debian 12 has, in a group.
         except Exception as error:
             raise _for_the_operator(error) from None
@@ -80,9 +88,9 @@ def _for_the_operator(error: Exception) -> CraftEasyJobsError:
     return InternalError(problem)
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, listener: socket.socket | None) -> None:
     async with asyncio.TaskGroup() as tasks:
-        await Supervisor(settings, tasks).run()
+        await Supervisor(settings, tasks, listener).run()
 
 
 def _make_folder(path: Path) -> None:
@@ -100,8 +108,9 @@ def _first(errors: BaseExceptionGroup[E]) -> E:
 class Supervisor:
     """The composition of the daemon: its parts, their boot and their stop."""
 
-    def __init__(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, settings: Settings, tasks: asyncio.TaskGroup, listener: socket.socket | None = None) -> None:
         self._settings = settings
+        self._listener = listener
         self._bell = Bell()
         self._ledger = SqliteLedger(settings.state_dir / "ledger.db")
         self._tasks = tasks
@@ -124,8 +133,17 @@ class Supervisor:
             ended=self._publisher.wake,
         )
         self._workforce.listener = self._dispatcher
+        self._duties = Duties(self._ledger, self._dispatcher, self._workforce.tenancy)
         self._watch = Watch(self._workforce, self._attempts, self._dispatcher)
-        self._shutdown = Shutdown(self._dispatcher, self._attempts, drain_timeout=settings.drain_timeout)
+        self._manager = Manager(
+            describe=self._summary,
+            vitals=(
+                Vital("the ledger does not commit", lambda: self._ledger.stalled_seconds, _COMMIT_SECONDS),
+                Vital("the spool's files do not answer", lambda: self._spool.stalled_seconds, _FILES_SECONDS),
+                Vital("what is due each second is not done", lambda: self._duties.stalled_seconds, _DUTIES_SECONDS),
+            ),
+        )
+        self._shutdown = Shutdown(self._dispatcher, self._attempts, self._manager, drain_timeout=settings.drain_timeout)
         self._service = Service(
             settings,
             self._ledger,
@@ -149,6 +167,8 @@ class Supervisor:
         """Boot, serve until stopped, drain, and undo the boot in reverse; a stop does not hide a broken ledger."""
         self._take_signals()
         async with contextlib.AsyncExitStack() as undo:
+            self._manager.allow(_RECOVERY_SECONDS)
+            await undo.enter_async_context(running(self._tasks, self._manager.run(), "service manager"))
             await self._boot(undo)
             if not self._shutdown.asked.is_set():
                 await self._serve()
@@ -166,12 +186,14 @@ class Supervisor:
         # Python starts in the workers while the supervisor recovers and imports its HTTP server.
         await self._workforce.start()
         undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
-        await undo.enter_async_context(self._running(self._watch.run(), "watch over the workers"))
+        await undo.enter_async_context(running(self._tasks, self._watch.run(), "watch over the workers"))
         undo.callback(self._spool.close)
-        await undo.enter_async_context(self._running(self._control(), "control"))
+        await undo.enter_async_context(running(self._tasks, self._control(), "control"))
         await self._recover()
         await undo.enter_async_context(self._published())
-        await self._catalogue_or_stop()
+        # Modules that hang while they are imported have the time that the manager gives.
+        self._manager.allow(0.0)
+        await unless(self._shutdown.asked, self._announced())
 
     async def _recover(self) -> None:
         settled = await self._ledger.reap(budget=self._settings.interruption_budget)
@@ -180,13 +202,15 @@ class Supervisor:
 
     async def _serve(self) -> None:
         self._dispatcher.open()
+        self._manager.allow(_RECOVERY_SECONDS)
         await self._spool.recover()
-        async with self._running(self._spool.run(), "spool"), self._running(self._tick(), "tick"):
-            await self._reachable.wait()
-            self._ready = True
-            notify("READY=1")
-            jobs = len(self._workforce.catalogue.jobs)
-            logger.info("serving", extra={"root": self._settings.root, "jobs": jobs})
+        async with running(self._tasks, self._spool.run(), "spool"), running(self._tasks, self._duties.run(), "duties"):
+            await unless(self._shutdown.asked, self._looked())
+            if not self._shutdown.asked.is_set():
+                self._ready = True
+                self._manager.ready()
+                jobs = len(self._workforce.catalogue.jobs)
+                logger.info("serving", extra={"root": self._settings.root, "jobs": jobs})
             await self._shutdown.asked.wait()
 
     async def _drain(self) -> None:
@@ -195,19 +219,17 @@ class Supervisor:
         await self._attempts.idle.wait()
         await self._commits.settled()
 
-    async def _catalogue_or_stop(self) -> None:
-        """A module that hangs while it is imported must not keep the daemon from stopping."""
-        stop = asyncio.ensure_future(self._shutdown.asked.wait())
-        either: set[asyncio.Future[Any]] = {self._workforce.known, stop}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if self._workforce.known.done():
-            self._workforce.known.result()
+    async def _announced(self) -> None:
+        await asyncio.shield(self._workforce.known)
+
+    async def _looked(self) -> None:
+        for event in (self._reachable, self._publisher.looked, self._spool.looked):
+            await event.wait()
 
     @contextlib.asynccontextmanager
     async def _published(self) -> AsyncIterator[None]:
         try:
-            async with self._running(self._publisher.run(), "publisher"):
+            async with running(self._tasks, self._publisher.run(), "publisher"):
                 yield
             await self._publisher.drain()
         finally:
@@ -218,7 +240,7 @@ class Supervisor:
         # Its HTTP server takes longer to import than all else: after the workers' imports, unless those take long, and
         # in a thread, so that first runs do not wait for it.
         await asyncio.wait({self._workforce.known}, timeout=_IMPORT_SECONDS)
-        control = (await asyncio.to_thread(_import_control))(self._service)
+        control = (await asyncio.to_thread(_import_control))(self._service, listener=self._listener)
         await control.start()
         self._reachable.set()
         try:
@@ -226,26 +248,6 @@ class Supervisor:
         finally:
             self._bell.ring_all()
             await control.close()
-
-    @contextlib.asynccontextmanager
-    async def _running(self, work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-        task = self._tasks.create_task(work, name=name)
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(_TICK_SECONDS)
-            if self._ledger.broken is not None:
-                raise self._ledger.broken
-            self._dispatcher.look_again()
-            await self._workforce.tenancy.refresh()
-            counts = self._ledger.counts
-            running = sum(counts[state] for state in ACTIVE)
-            notify(f"STATUS={running} running, {counts[RunState.QUEUED]} queued")
 
     def _fail(self, error: BaseException) -> None:
         """End the daemon loudly: recovery at the next start decides."""
@@ -270,11 +272,16 @@ class Supervisor:
             attempts=self._attempts,
             jobs=len(self._workforce.catalogue.jobs),
             containment=self._containment.kind,
-            problems=[
-                *(part.problem for part in (self._commits, self._spool, self._publisher)),
-                *self._workforce.problems,
-            ],
+            problems=self._problems(),
         )
+
+    def _summary(self) -> str:
+        state = daemon_state(self._shutdown.level, ready=self._ready)
+        return summary(state, self._ledger.counts, len(self._workforce.workers), self._problems())
+
+    def _problems(self) -> list[str]:
+        problems = (part.problem for part in (self._commits, self._spool, self._publisher))
+        return [*filter(None, problems), *self._workforce.problems]
 
 
 def _import_control() -> "type[Control]":
