@@ -54,21 +54,21 @@ inside() {
     mount -t tmpfs -o mode=755 tmpfs /run
     mkdir /run/overlay
     mount -t tmpfs -o mode=755,size=1g tmpfs /run/overlay
-    mkdir /run/overlay/up /run/overlay/work /run/overlay/root
+    mkdir /run/overlay/up /run/overlay/work /run/overlay/all
     # Not as a layer of the overlay, which takes none that lies in another one.
     test -z "$layer" || cp -a "$layer/." /run/overlay/up
     chmod 755 /run/overlay/up
-    mount -t overlay -o "lowerdir=/,upperdir=/run/overlay/up,workdir=/run/overlay/work" overlay /run/overlay/root
+    mount -t overlay -o "lowerdir=/,upperdir=/run/overlay/up,workdir=/run/overlay/work" overlay /run/overlay/all
     # Whoever unmounts one of these on the host expects that it is gone.
     tac /proc/self/mounts | while read -r _ point _; do
         case $point in
-        / | /proc | /dev | /dev/* | /sys | /sys/* | /run | /run/overlay | /run/overlay/root) ;;
+        / | /proc | /dev | /dev/* | /sys | /sys/* | /run | /run/overlay | /run/overlay/all) ;;
         *) umount -l "$(printf '%b' "$point")" 2>/dev/null || : ;;
         esac
     done
     mount -t proc proc /proc
-    : >/run/overlay/root/etc/machine-id
-    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec systemd-nspawn -q -D /run/overlay/root --boot --register=no --keep-unit \
+    : >/run/overlay/all/etc/machine-id
+    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec systemd-nspawn -q -D /run/overlay/all --boot --register=no --keep-unit \
         --console=pipe --private-network --link-journal=no --machine=jobs systemd.unit=basic.target
 }
 
