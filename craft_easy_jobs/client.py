@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
@@ -133,8 +134,8 @@ class Client:
         content = _encode({**request, "run_id": run_id})
         decode_request(content)
         incoming = self.root / "spool" / "incoming"
-        # A name of its own: another request with this run_id that still waits there must not be replaced.
-        name = f"{run_id}.{os.urandom(4).hex()}.json"
+        # Nobody guesses it, and another request with this run_id that still waits there is not replaced.
+        name = f"{run_id}.{os.urandom(16).hex()}.json"
         try:
             _write_durably(incoming, name, content)
         except FileNotFoundError:
@@ -245,17 +246,44 @@ def _batches(requests: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _write_durably(folder: Path, name: str, content: bytes) -> None:
-    """The file is there whole or not at all, and stays there after a power cut."""
+    """The file is there whole or not at all, and stays there after a power cut.
+
+    The folder need not be listable: that of many users is not.
+    """
     draft = folder / f".{name}.tmp"
+    mode = _mode_in(folder)
     try:
         with draft.open("xb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        draft.rename(folder / name)
+            draft.rename(folder / name)
+            _make_name_durable(folder, file.fileno())
     finally:
         draft.unlink(missing_ok=True)
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _mode_in(folder: Path) -> int | None:
+    """The mode that lets the daemon read a file in its incoming/, None: that of any file of ours.
+
+    A folder that hands its group on has one that the daemon is in; nobody else is to read the file then. Members of
+    that group still can if they know its name, so names must not be guessable.
+    """
+    status = folder.stat()
+    if status.st_uid == os.geteuid():
+        return None
+    return 0o640 if status.st_mode & stat.S_ISGID else 0o644
+
+
+def _make_name_durable(folder: Path, file: int) -> None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        # A journaling file system writes the rename of a file no later than the file's next sync.
+        os.fsync(file)
+        return
     try:
         os.fsync(fd)
     finally:

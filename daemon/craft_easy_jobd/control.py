@@ -5,15 +5,11 @@ Import it late: its HTTP server takes longer to import than all the rest of the 
 
 import asyncio
 import contextlib
-import functools
-import grp
 import logging
 import os
-import pwd
 import socket
 import stat
-import struct
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aiohttp import web
@@ -22,18 +18,16 @@ from aiohttp.typedefs import Handler
 from craft_easy_jobd.api import BATCH_SIZE_FACTOR, HEARTBEAT_SECONDS, REQUESTED_BY, Api, refusal
 from craft_easy_jobd.documents import problem
 from craft_easy_jobd.errors import LedgerError, RootLockedError, SettingsError
+from craft_easy_jobd.identity import Person, peer_of
 from craft_easy_jobd.operations import Operations
 from craft_easy_jobs.errors import ApiError, RequestError
 
 logger = logging.getLogger("craft_easy_jobd.control")
 
-# asm-generic/socket.h; Python has no name for it.
-_SO_PEERGROUPS = 59
-# As many as Python's getsockopt takes; of users in more groups than these 256 only the first group counts.
-_GROUPS_BYTES = 1024
 # Who has connected gets so long to ask, and what was asked so long to be answered. Streams are ended before; the last
 # is for clients that do not read what they asked for.
 _LINGER_SECONDS, _ANSWER_SECONDS, _SHUTDOWN_SECONDS = 0.25, 5.0, 0.5
+_LOOK_UP_SECONDS = 5.0
 
 
 class Control:
@@ -55,7 +49,8 @@ class Control:
         self._operations = operations
         self._settings = operations.settings
         self._listener = listener
-        self._groups = group_ids(self._settings.control_groups)
+        # A name service that hangs must hold up nothing else.
+        self._look_ups = ThreadPoolExecutor(1, thread_name_prefix="users")
         self._api = Api(operations, heartbeat_seconds=heartbeat_seconds)
         app = web.Application(
             middlewares=[self._guard], client_max_size=self._settings.max_request_bytes * BATCH_SIZE_FACTOR
@@ -80,7 +75,7 @@ class Control:
         """
         await self._runner.setup()
         if self._listener is None:
-            self._listener = listen(self._settings.socket_path, self._groups)
+            self._listener = listen(self._settings.socket_path, self._operations.rights.socket_groups)
             self._made = self._settings.socket_path
         # Whose request comes while the daemon is busy, or is being started again, waits instead of being refused.
         self._site = web.SockSite(self._runner, self._listener, backlog=socket.SOMAXCONN)
@@ -103,6 +98,7 @@ class Control:
             self._site = None
             await self._hear_out()
         await self._runner.cleanup()
+        self._look_ups.shutdown(wait=False, cancel_futures=True)
 
     async def _hear_out(self) -> None:
         """Serve those who have connected already; each answer ends its connection now."""
@@ -127,7 +123,7 @@ class Control:
         """Refuse who may not; make every refusal and every failure a problem document."""
         self._unanswered.add(id(request))
         try:
-            request[REQUESTED_BY] = self._authorise(request)
+            request[REQUESTED_BY] = await self._authorise(request)
             return await handler(request)
         except (ApiError, RequestError) as error:
             return refusal(problem(error))
@@ -146,22 +142,43 @@ class Control:
         finally:
             self._unanswered.discard(id(request))
 
-    def _authorise(self, request: web.Request) -> str:
+    async def _authorise(self, request: web.Request) -> str:
         """Who asks; refuses those who may not."""
+        person = await self._peer(request)
+        rights = self._operations.rights
+        if rights.may_control(person):
+            return person.name
+        if not rights.may_ask(person):
+            raise ApiError(403, f"{person.name} may not control this daemon; see the setting control_groups")
+        if run_id := request.match_info.get("run_id"):
+            run = await self._operations.ledger.get(run_id)
+            if run is None or run.spec.requested_by != person.name:
+                raise ApiError(404, f"no such run of yours: {run_id}")
+        elif (request.method, request.path) != ("POST", "/v1/runs"):
+            raise ApiError(403, f"{person.name} may only submit, and see own runs; see the setting control_groups")
+        return person.name
+
+    async def _peer(self, request: web.Request) -> Person:
+        """Who is connected, in the groups of the process and in those of the group database."""
         if request.transport is None:
             raise ConnectionResetError
-        sock = request.transport.get_extra_info("socket")
-        _, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in (0, os.geteuid()) and not self._groups & {gid, *_more_groups(sock)}:
-            raise ApiError(403, f"{user_name(uid)} may not control this daemon; see the setting control_groups")
-        return user_name(uid)
+        peer = peer_of(request.transport.get_extra_info("socket"))
+        people = self._operations.rights.people
+        person = people.known(peer.uid)
+        if person is None:
+            look_up = asyncio.get_running_loop().run_in_executor(self._look_ups, people.person, peer.uid)
+            try:
+                person = await asyncio.wait_for(look_up, _LOOK_UP_SECONDS)
+            except TimeoutError:
+                raise ApiError(503, f"the system's users cannot be looked up (user id {peer.uid}); ask again") from None
+        return person._replace(groups=person.groups | peer.groups)
 
 
-def listen(path: Path, groups: frozenset[int] = frozenset()) -> socket.socket:
+def listen(path: Path, groups: frozenset[int] | None = frozenset()) -> socket.socket:
     """Make the control socket, in the place of one that nobody serves any more.
 
-    A file has one group only, so a socket for several groups lets everybody connect and leaves it to the check of the
-    peer; else its mode is 0660.
+    A file has one group only, so a socket for several groups, or for users in whatever group (None), lets everybody
+    connect and leaves it to the check of the peer; else its mode is 0660.
 
     Raises:
         SettingsError: the place is taken by something else, or not ours to write.
@@ -170,13 +187,13 @@ def listen(path: Path, groups: frozenset[int] = frozenset()) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _clear(path)
-        before = os.umask(0o111 if len(groups) > 1 else 0o117)
+        before = os.umask(0o111 if groups is None or len(groups) > 1 else 0o117)
         try:
             sock.bind(os.fspath(path))
         finally:
             os.umask(before)
         # Only where it changes something: a sandbox may forbid the call, and the folder may give its group (setgid).
-        if len(groups) == 1 and path.stat().st_gid not in groups:
+        if groups and len(groups) == 1 and path.stat().st_gid not in groups:
             os.chown(path, -1, *groups)
         sock.listen()
     except OSError as error:
@@ -204,32 +221,3 @@ def _clear(path: Path) -> None:
         except (TimeoutError, BlockingIOError):
             pass
     raise RootLockedError(f"{path}: another daemon answers on this control socket; stop it or set another socket")
-
-
-def group_ids(names: Sequence[str]) -> frozenset[int]:
-    """The numbers of these groups.
-
-    Raises:
-        SettingsError: there is no such group.
-    """
-    try:
-        return frozenset(grp.getgrnam(name).gr_gid for name in names)
-    except KeyError as error:
-        raise SettingsError("settings", "control_groups", str(error.args[0])) from None
-
-
-@functools.cache
-def user_name(uid: int) -> str:
-    """The user's name, or `uid:NUMBER` when nobody has the number."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid:{uid}"
-
-
-def _more_groups(sock: socket.socket) -> tuple[int, ...]:
-    try:
-        data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
-    except OSError:
-        return ()
-    return struct.unpack(f"{len(data) // 4}I", data)

@@ -13,12 +13,13 @@ import click
 import msgspec
 
 from craft_easy_jobd.errors import EX_CONFIG
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.loading_settings import CONFIG_VARIABLE, PREFIX, flag_of, is_list, load_settings
 from craft_easy_jobd.rendering import jobs_table
 from craft_easy_jobd.settings import Settings
 
 _METAVARS = {int: "N", float: "SECONDS"}
-_SINGULAR = {"jobs": "MODULE", "allowed_users": "USER", "control_groups": "GROUP"}
+_SINGULAR = {"jobs": "MODULE", "allowed_users": "USER", "allowed_groups": "GROUP", "control_groups": "GROUP"}
 
 
 def setting_options() -> list[click.Option]:
@@ -89,6 +90,7 @@ def _check(config: str | None, as_json: bool, **flags: Any) -> int:
     The modules are imported in a process of their own, as a worker does it. Exit codes: 0 all is well, 78 not.
     """
     settings = load_settings(config=config, environment=os.environ, flags=flags)
+    Rights(settings)
     code, catalogue = _catalogue(settings.jobs)
     if code == 0 and as_json:
         click.echo(json.dumps({"settings": msgspec.to_builtins(settings), **catalogue}))

@@ -13,6 +13,8 @@ from craft_easy_jobd.errors import FolderError, LedgerError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 PRIVATE = 0o750
+# Others may pass through to what is open to them.
+THROUGH = 0o751
 # linux/fs.h
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
@@ -54,12 +56,12 @@ def make_apart(path: Path) -> None:
 
 
 @contextmanager
-def folder(path: Path, mode: int = PRIVATE) -> Iterator[int]:
-    """Open a folder for calls relative to it; it is made, with this mode, when it is not there."""
+def folder(path: Path, mode: int = PRIVATE, group: int | None = None) -> Iterator[int]:
+    """Open a folder for calls relative to it; it is made, with this mode and group, when it is not there."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        _make(path, mode, group)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield fd
@@ -67,7 +69,25 @@ def folder(path: Path, mode: int = PRIVATE) -> Iterator[int]:
         os.close(fd)
 
 
-def require_folders(modes: Mapping[Path, int]) -> None:
+def _make(path: Path, mode: int, group: int | None) -> None:
+    if mode in range(0o1000):
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        return
+    # Open to others: whatever the umask is, and from the moment it appears, or a crash could leave a closed one.
+    path.parent.mkdir(mode=THROUGH, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}-{os.urandom(4).hex()}")
+    draft.mkdir(mode=0o700)
+    try:
+        if group is not None:
+            os.chown(draft, -1, group)
+        draft.chmod(mode)
+        draft.rename(path)
+    except OSError:
+        draft.rmdir()
+        raise
+
+
+def require_folders(modes: Mapping[Path, int], groups: Mapping[Path, int | None] | None = None) -> None:
     """See that folders can be used, before the first use does.
 
     Raises:
@@ -75,7 +95,7 @@ def require_folders(modes: Mapping[Path, int]) -> None:
     """
     for path, mode in modes.items():
         try:
-            with folder(path, mode):
+            with folder(path, mode, (groups or {}).get(path)):
                 pass
         except OSError as error:
             raise FolderError(f"{path}: {error.strerror}; move it away or choose another place") from None

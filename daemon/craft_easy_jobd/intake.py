@@ -14,10 +14,11 @@ from typing import NamedTuple, TypeAlias
 
 from craft_easy_jobd.admission import Catalogue, admit, new_run_id
 from craft_easy_jobd.folders import PRIVATE, folder, require_folders, sync
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import RequestFile, RunSpec
 from craft_easy_jobd.patience import Patience, mark
 from craft_easy_jobd.rejects import exists, reject
-from craft_easy_jobd.request_files import UnreadyError, check_file, is_draft, read_file, user_name
+from craft_easy_jobd.request_files import UnreadyError, check_file, is_draft, read_file
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.errors import RequestError
 from craft_easy_jobs.model import RUN_ID_PATTERN, decode_request
@@ -65,21 +66,23 @@ class Intake:
 
     Attributes:
         catalogue: the jobs that there are; may be changed between two slices.
+        rights: who may submit; may be changed as well.
         more: the last look left files for another one.
         unready: the files that may become right yet.
     """
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, *, before_look: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, rights: Rights, *, before_look: Callable[[], None]
+    ) -> None:
         self.catalogue = catalogue
+        self.rights = rights
         self.more = False
         self.unready = Patience(settings.settle_seconds)
         self._stuck = Patience(_STUCK_SECONDS)
         self._settings = settings
-        self._modes = {
-            settings.incoming_dir: 0o770,
-            settings.claimed_dir: PRIVATE,
-            settings.rejected_dir: PRIVATE,
-        }
+        mode, group = rights.incoming
+        self._modes = {settings.incoming_dir: mode, settings.claimed_dir: PRIVATE, settings.rejected_dir: PRIVATE}
+        self._groups = {settings.incoming_dir: group}
         self._before_look = before_look
         # What lies in claimed/, which is ours alone: to ask the folder for each run id would cost as much as a claim.
         self._claimed: set[str] = set()
@@ -90,7 +93,7 @@ class Intake:
         Raises:
             FolderError: they cannot be used.
         """
-        require_folders(self._modes)
+        require_folders(self._modes, self._groups)
 
     def incoming(self) -> Slices:
         """Look at the files that were dropped, the oldest first, LOOK_FILES at most; claim them slice by slice."""
@@ -146,13 +149,14 @@ class Intake:
         with self._open() as folders:
             for claim, error in refused:
                 with contextlib.suppress(FileNotFoundError):
-                    _reject(f"{claim.run_id}.json", error, claim.uid, folders.claimed, claim.dropped, folders)
+                    self._reject(f"{claim.run_id}.json", error, claim.uid, folders.claimed, claim.dropped, folders)
                 self._claimed.discard(claim.run_id)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[_Folders]:
         with contextlib.ExitStack() as stack:
-            yield _Folders(*(stack.enter_context(folder(path, mode)) for path, mode in self._modes.items()))
+            opened = (folder(path, mode, self._groups.get(path)) for path, mode in self._modes.items())
+            yield _Folders(*map(stack.enter_context, opened))
 
     def _oldest(self, incoming: int) -> list[str]:
         """Names of the oldest files that are not to be left alone."""
@@ -194,17 +198,17 @@ class Intake:
             if may_become_right and not self.unready.exhausted(name, mark(status)):
                 self.unready.note(name, mark(status))
             else:
-                _reject(name, error, status.st_uid, folders.incoming, name, folders)
+                self._reject(name, error, status.st_uid, folders.incoming, name, folders)
         return None
 
     def _claim(self, name: str, status: os.stat_result, folders: _Folders) -> Claim | None:
-        check_file(status, self._settings)
+        check_file(status, self._settings, self.rights)
         data, unchanged = read_file(name, status, folders.incoming)
         if not unchanged:
             return None
         request = decode_request(data)
         run_id = request.run_id or new_run_id()
-        spec = admit(request, self.catalogue, run_id=run_id, requested_by=user_name(status.st_uid))
+        spec = admit(request, self.catalogue, run_id=run_id, requested_by=self._owner(status.st_uid))
         if run_id in self._claimed:
             raise RequestError("run_id", f"{run_id!r} is being admitted already; choose another one")
         if not _move(name, f"{run_id}.json", status.st_ino, folders):
@@ -218,24 +222,26 @@ class Intake:
             status = os.stat(name, dir_fd=claimed, follow_symlinks=False)
             run: RunSpec | RequestError
             try:
-                check_file(status, self._settings)
+                check_file(status, self._settings, self.rights)
                 request = decode_request(read_file(name, status, claimed)[0])
-                run = admit(request, self.catalogue, run_id=run_id, requested_by=user_name(status.st_uid))
+                run = admit(request, self.catalogue, run_id=run_id, requested_by=self._owner(status.st_uid))
             except RequestError as error:
                 run = error
             self._claimed.add(run_id)
             return _claim(run_id, name, status, run)
         return None
 
+    def _reject(self, name: str, error: RequestError, uid: int, source: int, dropped: str, folders: _Folders) -> None:
+        target = reject(name, error, uid, source=source, dropped=dropped, rejected=folders.rejected)
+        facts = {"rejected_as": ascii(target), "field": error.field, "user": self._owner(uid)}
+        logger.warning("rejected %s: %s", ascii(dropped), error, extra=facts)
+
+    def _owner(self, uid: int) -> str:
+        return self.rights.people.person(uid).name
+
 
 def _claim(run_id: str, dropped: str, status: os.stat_result, run: RunSpec | RequestError) -> Claim:
     return Claim(run_id, dropped, status.st_uid, status.st_size, status.st_ino, status.st_mtime_ns, run)
-
-
-def _reject(name: str, error: RequestError, uid: int, source: int, dropped: str, folders: _Folders) -> None:
-    target = reject(name, error, uid, source=source, dropped=dropped, rejected=folders.rejected)
-    facts = {"rejected_as": ascii(target), "field": error.field, "user": user_name(uid)}
-    logger.warning("rejected %s: %s", ascii(dropped), error, extra=facts)
 
 
 def _move(name: str, target: str, inode: int, folders: _Folders) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from craft_easy_jobd.bell import Bell
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import Ledger, Submitted
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.states import RunState
@@ -19,6 +20,7 @@ class Operations(Protocol):
     """The supervisor, as its clients see it; all calls are made on its loop."""
 
     settings: Settings
+    rights: Rights
     bell: Bell
 
     @property

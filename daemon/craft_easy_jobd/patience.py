@@ -6,12 +6,12 @@ from typing import NamedTuple, TypeAlias
 
 MAX_NOTES = 10_000
 
-Mark: TypeAlias = tuple[int, int, int, int]
+Mark: TypeAlias = tuple[int, int, int, int, int]
 
 
 def mark(status: os.stat_result) -> Mark:
     """What differs when a file was replaced, written to or changed in its owner, mode or links."""
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_ino, status.st_uid, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Note(NamedTuple):

@@ -101,7 +101,8 @@ def _running_row(run: Document) -> tuple[object, ...]:
 
 def runs_table(runs: Iterable[Document]) -> str:
     """One line a run."""
-    return table(("RUN", "JOB", "TENANT", "STATE", "REASON", "ATTEMPT", "REQUESTED", "DURATION"), map(_run_row, runs))
+    heads = ("RUN", "JOB", "TENANT", "STATE", "REASON", "ATTEMPT", "REQUESTED", "BY", "DURATION")
+    return table(heads, map(_run_row, runs))
 
 
 def _run_row(run: Document) -> tuple[object, ...]:
@@ -113,6 +114,7 @@ def _run_row(run: Document) -> tuple[object, ...]:
         run["reason"],
         run["attempt"],
         local(run["requested_at"]),
+        run["requested_by"],
         duration(run["duration_seconds"]),
     )
 

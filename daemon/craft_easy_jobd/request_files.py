@@ -2,10 +2,9 @@
 
 import errno
 import os
-import pwd
 import stat
-from functools import lru_cache
 
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.patience import mark
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.errors import RequestError
@@ -31,7 +30,7 @@ def is_draft(name: str) -> bool:
     return name.startswith(".") or name.endswith((".tmp", ".part"))
 
 
-def check_file(status: os.stat_result, settings: Settings) -> None:
+def check_file(status: os.stat_result, settings: Settings, rights: Rights) -> None:
     """Refuse by what is known without opening the file.
 
     Raises:
@@ -42,10 +41,21 @@ def check_file(status: os.stat_result, settings: Settings) -> None:
         raise RequestError("", f"is {_KINDS.get(kind, 'no file')}; drop a regular file")
     if status.st_size > settings.max_request_bytes:
         raise RequestError("", f"has {status.st_size} bytes; a request has at most {settings.max_request_bytes}")
-    if settings.allowed_users and user_name(status.st_uid) not in settings.allowed_users:
-        raise RequestError("", f"belongs to {user_name(status.st_uid)}, who may not drop requests (allowed_users)")
+    if rights.restricted:
+        _check_owner(status, rights)
     if status.st_nlink > 1:
         raise UnreadyError("", f"has {status.st_nlink} hard links; drop a file that has no other name")
+
+
+def _check_owner(status: os.stat_result, rights: Rights) -> None:
+    owner = rights.people.person(status.st_uid)
+    if not rights.may_submit(owner):
+        raise RequestError("", f"belongs to {owner.name}, who may not submit; see allowed_users and allowed_groups")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise RequestError(
+            "", f"may be written by others than its owner (mode {mode:o}); chmod go-w makes it theirs alone"
+        )
 
 
 def read_file(name: str, status: os.stat_result, folder: int) -> tuple[bytes, bool]:
@@ -68,16 +78,3 @@ def read_file(name: str, status: os.stat_result, folder: int) -> tuple[bytes, bo
         return data, len(data) == status.st_size and mark(os.fstat(fd)) == mark(status)
     finally:
         os.close(fd)
-
-
-def user_name(uid: int) -> str:
-    """The user's name, `uid:1234` for one that the system does not know."""
-    try:
-        return _known_user(uid)
-    except KeyError:
-        return f"uid:{uid}"
-
-
-@lru_cache(maxsize=1024)
-def _known_user(uid: int) -> str:
-    return pwd.getpwuid(uid).pw_name

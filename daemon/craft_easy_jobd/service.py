@@ -8,6 +8,7 @@ from craft_easy_jobd.admission import admit, new_run_id
 from craft_easy_jobd.background import unless
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.dispatcher import Dispatcher
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import Ledger, RunSpec, Slice, Submitted
 from craft_easy_jobd.publisher import Publisher
 from craft_easy_jobd.settings import Settings
@@ -28,6 +29,7 @@ class Service:
     def __init__(
         self,
         settings: Settings,
+        rights: Rights,
         ledger: Ledger,
         bell: Bell,
         dispatcher: Dispatcher,
@@ -38,6 +40,7 @@ class Service:
         status: Callable[[], Status],
     ) -> None:
         self.settings = settings
+        self.rights = rights
         self.ledger = ledger
         self.bell = bell
         self.status = status

@@ -57,9 +57,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_result_bytes: Count = 64 * 1024 * 1024
     """Largest return value, as JSON; a run that returns a larger one fails."""
     allowed_users: tuple[str, ...] = ()
-    """Users whose request files are taken; all when empty."""
+    """Users who may submit, by file or socket, beside those who control; who can write there when none is allowed."""
+    allowed_groups: tuple[str, ...] = ()
+    """Groups whose members may submit; as allowed_users."""
     control_groups: tuple[str, ...] = ()
-    """Groups that may use the control socket, beside root and the daemon's own user."""
+    """Groups whose members may do all on the control socket, as root and the daemon's own user may."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level of the daemon's own log."""

@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from craft_easy_jobd.admission import Catalogue
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.folders import SyncError
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.intake import Claim, Intake, Slices
 from craft_easy_jobd.lane import Lane
 from craft_easy_jobd.ledger import Ledger, RunSpec, Slice, Submitted
@@ -57,6 +58,7 @@ class Spool:
         self,
         settings: Settings,
         ledger: Ledger,
+        rights: Rights,
         *,
         submit: Submit,
         catalogue: Callable[[], Catalogue],
@@ -68,7 +70,7 @@ class Spool:
         self.looked = asyncio.Event()
         self._hint = asyncio.Event()
         self._watch = Watch(settings.incoming_dir, self._hint.set)
-        self._intake = Intake(settings, catalogue(), before_look=self._watch.renew)
+        self._intake = Intake(settings, catalogue(), rights, before_look=self._watch.renew)
         self._lane = Lane("spool")
         self._trouble = Trouble(logger)
         self._leftovers = True

@@ -23,7 +23,8 @@ from craft_easy_jobd.containment import instance_of, kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.duties import Duties
 from craft_easy_jobd.errors import FolderError, InternalError
-from craft_easy_jobd.folders import spread_out
+from craft_easy_jobd.folders import PRIVATE, THROUGH, spread_out
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.logs import logging_to_stderr
 from craft_easy_jobd.manager import Manager, Vital, summary
 from craft_easy_jobd.notify import take_listener
@@ -65,9 +66,9 @@ def serve(settings: Settings) -> int:
     faulthandler.enable()
     # SIGQUIT shows where the daemon is, and the daemon goes on.
     faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
-    _make_folder(Path(settings.root))
+    _make_folder(Path(settings.root), THROUGH if Rights(settings).lets_others_in else PRIVATE)
     spread_out(Path(settings.root))
-    _make_folder(settings.state_dir)
+    _make_folder(settings.state_dir, PRIVATE)
     with root_lock(settings.state_dir), logging_to_stderr(settings.log_level, settings.log_format):
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -93,9 +94,9 @@ async def _run(settings: Settings, listener: socket.socket | None) -> None:
         await Supervisor(settings, tasks, listener).run()
 
 
-def _make_folder(path: Path) -> None:
+def _make_folder(path: Path, mode: int) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o750)
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
     except OSError as error:
         raise FolderError(f"{path}: {error.strerror}; create it or choose another --root") from None
 
@@ -111,6 +112,7 @@ class Supervisor:
     def __init__(self, settings: Settings, tasks: asyncio.TaskGroup, listener: socket.socket | None = None) -> None:
         self._settings = settings
         self._listener = listener
+        rights = Rights(settings)
         self._bell = Bell()
         self._ledger = SqliteLedger(settings.state_dir / "ledger.db")
         self._tasks = tasks
@@ -146,6 +148,7 @@ class Supervisor:
         self._shutdown = Shutdown(self._dispatcher, self._attempts, self._manager, drain_timeout=settings.drain_timeout)
         self._service = Service(
             settings,
+            rights,
             self._ledger,
             self._bell,
             self._dispatcher,
@@ -157,6 +160,7 @@ class Supervisor:
         self._spool = Spool(
             settings,
             self._ledger,
+            rights,
             submit=self._service.admitted,
             catalogue=lambda: self._workforce.catalogue,
         )

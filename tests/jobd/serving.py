@@ -18,6 +18,7 @@ import uvloop
 from craft_easy_jobd.admission import Catalogue, admit, new_run_id
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.control import Control
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import Lease, LogChunk, Result, RunSpec, Submitted
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
@@ -54,6 +55,7 @@ class Desk:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.rights = Rights(settings)
         self.bell = Bell()
         self.ledger = SqliteLedger(settings.state_dir / "ledger.db")
         self.directory: TenantDirectory | None = None

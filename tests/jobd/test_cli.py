@@ -540,6 +540,10 @@ def test_a_wrong_setting_is_one_line_and_exit_code_78(cli: Cli, name: str, short
         (f"{name} --slots many", "option --slots: slots: expected 'int', not 'many'"),
         (f"{name} --config jobd.toml", "jobd.toml: slotz: unknown setting; did you mean 'slots'?"),
         (f"{name} --config gone.toml", "gone.toml: cannot be read: No such file or directory"),
+        (
+            f"{name} --allowed-users nobody-at-all",
+            "settings: allowed_users: there is no user 'nobody-at-all'; make the user or take the name out",
+        ),
     ):
         assert cli(line) == Done(78, "", f"craft-easy-jobd: {text}\n")
     assert cli(name, CRAFT_EASY_JOBD_WORKERS="0").code == 78

@@ -3,11 +3,11 @@
 import http.client
 import json
 import os
+import pwd
 import shutil
 import socket
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
-from craft_easy_jobd.control import Control, group_ids, listen, user_name
+from craft_easy_jobd.control import Control, listen
 from craft_easy_jobd.errors import RootLockedError, SettingsError
 from craft_easy_jobd.ledger import Run
 from craft_easy_jobd.settings import Settings
@@ -134,7 +134,7 @@ def test_a_request_is_durable_when_it_is_accepted(served: Served) -> None:
     run = served.run(served.desk.ledger.get, run_id)
     assert run is not None
     assert (run.spec.job, run.spec.tenant_id, run.spec.priority) == ("export", "t1", 3)
-    assert (run.spec.params, run.spec.requested_by) == (b'{"n":[1,2.5]}', user_name(os.geteuid()))
+    assert (run.spec.params, run.spec.requested_by) == (b'{"n":[1,2.5]}', pwd.getpwuid(os.geteuid()).pw_name)
 
 
 def test_a_request_for_later_is_scheduled(served: Served) -> None:
@@ -655,61 +655,3 @@ async def test_a_socket_of_the_service_manager_is_served_and_kept(short_dir: Pat
 
 async def test_close_before_start(short_dir: Path) -> None:
     await Control(Desk(Settings(root=str(short_dir)))).close()
-
-
-def test_a_group_that_is_not_there_is_named() -> None:
-    with pytest.raises(SettingsError, match=r"control_groups: .*no_such_group"):
-        group_ids(["no_such_group"])
-
-
-def test_users_without_a_name_are_named_by_number() -> None:
-    assert user_name(0) == "root"
-    assert user_name(3_999_999_999) == "uid:3999999999"
-
-
-_ASK_AS = """
-import os, socket, sys
-path, uid, gid, groups = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), [int(each) for each in sys.argv[4:]]
-os.setgroups(groups); os.setgid(gid); os.setuid(uid)
-sock = socket.socket(socket.AF_UNIX)
-sock.connect(path)
-sock.sendall(b"GET /v1/status HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
-print(sock.makefile("rb").read().decode())
-"""
-
-
-def ask_as(path: Path, uid: int, gid: int, *groups: int) -> str:
-    """Status line and body of an answer to somebody else."""
-    command = [sys.executable, "-I", "-S", "-c", _ASK_AS, str(path), str(uid), str(gid), *map(str, groups)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    return done.stdout or done.stderr
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask as somebody else")
-class TestPeers:
-    @pytest.fixture
-    def reachable(self, short_dir: Path) -> Path:
-        short_dir.chmod(0o755)
-        return short_dir
-
-    def test_another_user_is_refused(self, reachable: Path) -> None:
-        with serving(reachable) as served:
-            served.socket.chmod(0o666)
-            answer = ask_as(served.socket, NOBODY, NOBODY)
-            assert answer.startswith("HTTP/1.1 403 Forbidden"), answer
-            assert "nobody may not control this daemon" in answer
-            assert ask_as(served.socket, 0, 0).startswith("HTTP/1.1 200 OK")
-
-    def test_a_group_may_be_let_in(self, reachable: Path) -> None:
-        with serving(reachable, control_groups=("games",)) as served:
-            [games] = group_ids(["games"])
-            assert (served.socket.stat().st_gid, stat.S_IMODE(served.socket.stat().st_mode)) == (games, 0o660)
-            assert ask_as(served.socket, NOBODY, games).startswith("HTTP/1.1 200 OK")
-            assert ask_as(served.socket, NOBODY, NOBODY, games).startswith("HTTP/1.1 200 OK")
-            assert "PermissionError" in ask_as(served.socket, NOBODY, NOBODY)
-
-    def test_several_groups_may_be_let_in(self, reachable: Path) -> None:
-        with serving(reachable, control_groups=("games", "mail")) as served:
-            for group in group_ids(["games", "mail"]):
-                assert ask_as(served.socket, NOBODY, NOBODY, 7, group).startswith("HTTP/1.1 200 OK")
-            assert ask_as(served.socket, NOBODY, NOBODY, 7).startswith("HTTP/1.1 403 Forbidden")

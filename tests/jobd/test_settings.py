@@ -45,7 +45,8 @@ def test_a_file_may_hold_every_setting(file: Path) -> None:
         'root = "r"\nspool = "sp"\nresults = "re"\nstate = "st"\nsocket = "so"\njobs = ["a.b", "c.py"]\nworkers = 3\n'
         "slots = 4\ndedicated_workers = 5\ndrain_timeout = 6\ninterruption_budget = 0\nscan_interval = 0.5\n"
         "settle_seconds = 1.5\nmax_request_bytes = 10\nmax_log_bytes = 11\nmax_log_rate = 9\nmax_result_bytes = 12\n"
-        'allowed_users = ["u"]\ncontrol_groups = ["g"]\ntenants = "t.toml"\ntenants_max_age = 1.5\n'
+        'allowed_users = ["u"]\nallowed_groups = ["h"]\ncontrol_groups = ["g"]\n'
+        'tenants = "t.toml"\ntenants_max_age = 1.5\n'
         'log_level = "debug"\nlog_format = "json"\ncgroup = "off"\n'
     )
     settings = load(file)
@@ -149,5 +150,6 @@ def test_options_are_named_after_the_settings() -> None:
     assert [field.name for field in msgspec.structs.fields(Settings) if is_list(field.name)] == [
         "jobs",
         "allowed_users",
+        "allowed_groups",
         "control_groups",
     ]

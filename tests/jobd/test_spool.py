@@ -21,6 +21,7 @@ from craft_easy_jobd import folders, intake, patience
 from craft_easy_jobd.admission import Catalogue
 from craft_easy_jobd.errors import FolderError, LedgerError
 from craft_easy_jobd.folders import SyncError
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import RequestFile, RunSpec, Slice, Submitted
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.spool import LET_GO_FILES, Spool
@@ -86,7 +87,7 @@ def incoming(settings: Settings) -> Path:
 
 
 def make_spool(settings: Settings, desk: Desk) -> Spool:
-    return Spool(settings, desk.ledger, submit=desk.submit, catalogue=lambda: CATALOGUE)
+    return Spool(settings, desk.ledger, Rights(settings), submit=desk.submit, catalogue=lambda: CATALOGUE)
 
 
 @contextlib.asynccontextmanager
@@ -372,15 +373,6 @@ async def test_of_two_files_with_one_run_id_one_is_rejected(settings: Settings, 
     assert reason(settings, *rejected(settings))["field"] == "run_id"
 
 
-async def test_only_allowed_users_may_drop(settings: Settings, desk: Desk, incoming: Path) -> None:
-    nobody = Settings(root=settings.root, allowed_users=("somebody-else",))
-    async with serving(nobody, desk):
-        drop(incoming, ECHO)
-        await until(lambda: rejected(settings) == {"request.json"})
-    assert "allowed_users" in reason(settings, "request.json")["error"]
-    assert not desk.specs
-
-
 @pytest.mark.skipif(os.getuid() != 0, reason="gives files to other users")
 async def test_the_owner_of_the_file_is_who_asked(settings: Settings, desk: Desk, incoming: Path) -> None:
     for uid in (65534, 54321):
@@ -434,7 +426,7 @@ async def test_a_file_that_cannot_be_moved_is_named_once_and_left(
 @contextlib.contextmanager
 def spool_intake(settings: Settings) -> Iterator[Callable[[], list[intake.Claim]]]:
     """Looks through incoming/ when the test says so."""
-    looker = intake.Intake(settings, CATALOGUE, before_look=lambda: None)
+    looker = intake.Intake(settings, CATALOGUE, Rights(settings), before_look=lambda: None)
     looker.prepare()
     yield lambda: [claim for claims in looker.incoming() for claim in claims]
 
@@ -464,7 +456,7 @@ def test_notes_are_bounded_and_end_with_their_files(
     monkeypatch.setattr(patience.time, "monotonic", lambda: now)
     for number in range(25):
         (incoming / f"{number}.json").write_bytes(b"{")
-    looker = intake.Intake(settings, CATALOGUE, before_look=lambda: None)
+    looker = intake.Intake(settings, CATALOGUE, Rights(settings), before_look=lambda: None)
     looker.prepare()
     for rejects in (0, 10, 20, 25):
         list(looker.incoming())
