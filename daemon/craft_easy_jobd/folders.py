@@ -4,6 +4,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -80,11 +81,19 @@ def _make(path: Path, mode: int, group: int | None) -> None:
     try:
         if group is not None:
             os.chown(draft, -1, group)
-        draft.chmod(mode)
+        _open_up(draft, mode)
         draft.rename(path)
     except OSError:
         draft.rmdir()
         raise
+
+
+def _open_up(path: Path, mode: int) -> None:
+    try:
+        path.chmod(mode)
+    except PermissionError:
+        # RestrictSUIDSGID= of systemd; the folder then does not hand on its group, and clients make up for it.
+        path.chmod(mode & ~stat.S_ISGID)
 
 
 def require_folders(modes: Mapping[Path, int], groups: Mapping[Path, int | None] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Who may submit and control, and who asked: decided on data, and by real users on real files and sockets."""
 
+import errno
 import json
 import os
 import pwd
@@ -135,6 +136,22 @@ def test_incoming_is_open_to_whom_the_settings_name(tmp_path: Path, settings: di
     assert stat.S_IMODE(incoming.stat().st_mode) == mode
     assert incoming.stat().st_gid == os.getegid()
     assert sorted(each.name for each in incoming.parent.iterdir()) == ["claimed", "incoming", "rejected"]
+
+
+def test_a_service_that_may_make_no_setgid_folder_makes_one_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.chmod
+
+    def restricted(path: Any, mode: int, **options: Any) -> None:
+        if mode & stat.S_ISGID:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        real(path, mode, **options)
+
+    monkeypatch.setattr(os, "chmod", restricted)
+    settings = Settings(root=str(tmp_path), allowed_groups=(str(os.getegid()),))
+    Intake(settings, CATALOGUE, Rights(settings), before_look=lambda: None).prepare()
+    assert stat.S_IMODE(settings.incoming_dir.stat().st_mode) == 0o1730
 
 
 class Spool:
