@@ -79,7 +79,8 @@ def _make(path: Path, mode: int, group: int | None) -> None:
     draft = path.with_name(f".{path.name}-{os.urandom(4).hex()}")
     draft.mkdir(mode=0o700)
     try:
-        if group is not None:
+        # As with the control socket: a sandbox may forbid the call.
+        if group is not None and draft.stat().st_gid != group:
             os.chown(draft, -1, group)
         _open_up(draft, mode)
         draft.rename(path)
