@@ -21,6 +21,8 @@ ISOLATIONS = ("shared", "process")
 ON_INTERRUPT = ("retry", "fail")
 
 MAX_RETRY_DELAY_SECONDS = 3600.0
+# A worker uses most of it before its first job.
+LEAST_MEMORY_MB = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class JobOptions:
         on_interrupt: what follows when the daemon or a worker died under the run: `retry` or `fail`.
         grace_seconds: time between the cancel of an attempt and the kill of its worker.
         retry_delay_seconds: base of the exponential backoff between attempts.
+        memory_limit_mb: most memory of an attempt's worker with all that it starts, in MiB, the modules of the jobs
+            too. The daemon ends an attempt above it with the reason `out_of_memory`; None: no limit of its own.
     """
 
     name: str
@@ -47,6 +51,11 @@ class JobOptions:
     on_interrupt: OnInterrupt = "retry"
     grace_seconds: float = 10.0
     retry_delay_seconds: float = 1.0
+    memory_limit_mb: int | None = None
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        return None if self.memory_limit_mb is None else self.memory_limit_mb * 1024**2
 
     def backoff_seconds(self, failures: int, share: float) -> float:
         """Delay before the next attempt: exponential with full jitter.
@@ -128,14 +137,16 @@ def job(
     scope: Scope = "tenant",
     params_schema: dict[str, Any] | None = None,
     *,
-    isolation: Isolation = "shared",
+    isolation: Isolation | None = None,
     on_interrupt: OnInterrupt = "retry",
     grace_seconds: float = 10.0,
     retry_delay_seconds: float = 1.0,
+    memory_limit_mb: int | None = None,
 ) -> Callable[[F], F]:
     """Register an async function that takes a JobContext as a job; the function itself stays as it is.
 
-    The first seven parameters are the specification's; the meaning of the others is at JobOptions.
+    The first seven parameters are the specification's; the meaning of the others is at JobOptions. `isolation` is
+    `shared` unless said otherwise; a job with a `memory_limit_mb` has a worker of its own.
 
     Raises:
         DefinitionError: an option has a wrong type or value, the function is not async or takes something else than
@@ -151,10 +162,11 @@ def job(
         per_tenant=per_tenant,
         scope=scope,
         params_schema={} if params_schema is None else params_schema,
-        isolation=isolation,
+        isolation=isolation if isolation is not None else "shared" if memory_limit_mb is None else "process",
         on_interrupt=on_interrupt,
         grace_seconds=grace_seconds,
         retry_delay_seconds=retry_delay_seconds,
+        memory_limit_mb=memory_limit_mb,
     )
     _check_options(options)
 
@@ -174,6 +186,10 @@ def _check_options(options: JobOptions) -> None:
         value = getattr(options, option.name)
         if problem := _RULES[option.name](value):
             raise DefinitionError(f"job {options.name!r}: {option.name} must be {problem}, not {value!r}")
+    if options.memory_limit_mb is not None and options.isolation != "process":
+        raise DefinitionError(
+            f"job {options.name!r}: memory_limit_mb needs a worker of its own; leave isolation out, or say 'process'"
+        )
     if options.params_schema:
         from craft_easy_jobs.params import check_schema
 
@@ -197,6 +213,13 @@ def _seconds(value: Any) -> str | None:
     return None if good else "a number of seconds, at least 0"
 
 
+def _megabytes(value: Any) -> str | None:
+    if value is None:
+        return None
+    wrong = _whole(LEAST_MEMORY_MB)(value)
+    return wrong and f"{wrong} (megabytes; a worker uses most of that before its first job), or None"
+
+
 def _one_of(words: tuple[str, ...]) -> Callable[[Any], str | None]:
     return lambda value: None if value in words else "one of " + ", ".join(map(repr, words))
 
@@ -213,6 +236,7 @@ _RULES: dict[str, Callable[[Any], str | None]] = {
     "on_interrupt": _one_of(ON_INTERRUPT),
     "grace_seconds": _seconds,
     "retry_delay_seconds": _seconds,
+    "memory_limit_mb": _megabytes,
 }
 
 

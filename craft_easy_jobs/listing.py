@@ -92,7 +92,9 @@ def _schema_problem(job: JobOptions) -> str | None:
 def _options(job: JobOptions) -> str:
     parts = [f"timeout {job.timeout_seconds} s", f"retries {job.retries}", f"scope {job.scope}"]
     parts += ["per tenant"] if job.per_tenant else []
-    return ", ".join([*parts, f"isolation {job.isolation}"])
+    parts += [f"isolation {job.isolation}"]
+    parts += [] if job.memory_limit_mb is None else [f"memory {job.memory_limit_mb} MB"]
+    return ", ".join(parts)
 
 
 def _parameter(schema: dict[str, Any], required: bool) -> str:

@@ -38,7 +38,10 @@ class JobResult:
 
     The first nine fields are the specification's, in its order. `status` keeps the specification's three words;
     `reason` says why: `stopped` for a run that obeyed a stop and returned, `exception`, `timed_out`, `cancelled`,
-    `interrupted`, `worker_lost`, `invalid_params`, `unknown_job` and others for one that failed.
+    `interrupted`, `out_of_memory`, `worker_lost`, `invalid_params`, `unknown_job` and others for one that failed.
+
+    `cpu_seconds` and `peak_rss_bytes` are what the last attempt used with all that it started, at least; null when it
+    had no worker to itself.
     """
 
     job_name: str

@@ -6,8 +6,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from threading import get_ident
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,6 +21,7 @@ from craft_easy_jobs.model import LogEntry, encode_value, timestamp
 from craft_easy_jobs.params import ParamsValidator
 from craft_easy_jobs.tenants import list_tenants
 from craft_easy_jobs.thinning import Thinning
+from craft_easy_jobs.usage import Usage
 from craft_easy_jobs.wire import (
     BEAT_SECONDS,
     AskTenants,
@@ -210,7 +209,7 @@ class Attempt:
 
     async def carry_out(self) -> None:
         """Run the job and report how it ended; nothing that it raises comes out."""
-        usage = _Usage() if self._workload.measured else None
+        usage = Usage() if self._workload.measured else None
         self._belongings.own()
         try:
             value = await self._definition.function(self._context)
@@ -319,27 +318,6 @@ def _returned(value: Any, most: int) -> dict[str, Any]:
 
 def _raised(reason: str, error: str) -> dict[str, Any]:
     return {"kind": "raised", "reason": reason, "error": error[:MAX_ERROR_CHARACTERS]}
-
-
-class _Usage:
-    """CPU time and memory of this process since the object was made."""
-
-    def __init__(self) -> None:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        self._cpu_seconds = time.process_time()
-
-    def so_far(self) -> dict[str, Any]:
-        return {"cpu_seconds": time.process_time() - self._cpu_seconds, "peak_rss_bytes": _peak_rss_bytes()}
-
-
-def _peak_rss_bytes() -> int | None:
-    """Peak since the last reset; `ru_maxrss` would hold what the supervisor had before exec."""
-    with suppress(OSError), open("/proc/self/status", "rb") as lines:
-        for line in lines:
-            if line.startswith(b"VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def lose_supervisor(problem: str) -> NoReturn:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from craft_easy_jobd.accounting import NOT_SEEN, Used
 from craft_easy_jobd.ledger import Lease
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import RunningStatus
@@ -21,7 +22,7 @@ from craft_easy_jobs.wire import Cancel, Start, Stop
 class Attempt:
     """One attempt in a worker. `started` is on the monotonic clock, `started_at` in Unix seconds.
 
-    `blocks_told`: how often its log says that it blocked its worker's loop.
+    `blocks_told`: how often its log says that it blocked its worker's loop. `used`: known at its end, if it was alone.
     """
 
     lease: Lease
@@ -36,6 +37,12 @@ class Attempt:
     cancel_asked: bool = False
     progress: tuple[str, int | None] | None = None
     blocks_told: int = 0
+    used: Used = NOT_SEEN
+
+    @property
+    def is_alone(self) -> bool:
+        """It has its worker to itself: what the worker uses is used by it."""
+        return self.worker.isolation == "process"
 
     @property
     def completed_at(self) -> float:
@@ -59,10 +66,12 @@ class Attempt:
 
 
 class Attempts:
-    """All attempts by run_id. `idle` is set while there is none."""
+    """All attempts by run_id. `idle` is set while there is none, `any_alone` while one has its worker to itself."""
 
     def __init__(self) -> None:
         self._by_run: dict[str, Attempt] = {}
+        self._alone: dict[str, Attempt] = {}
+        self.any_alone = asyncio.Event()
         self._by_worker: defaultdict[str, dict[str, Attempt]] = defaultdict(dict)
         self.idle = asyncio.Event()
         self.idle.set()
@@ -78,6 +87,10 @@ class Attempts:
         """The attempt of this run; with a token only if it is the one of that lease."""
         attempt = self._by_run.get(run_id)
         return attempt if attempt and token in (None, attempt.lease.token) else None
+
+    def alone(self) -> list[Attempt]:
+        """Those that have their worker to themselves."""
+        return list(self._alone.values())
 
     def of(self, worker: Worker) -> list[Attempt]:
         return list(self._by_worker[worker.name].values())
@@ -100,6 +113,10 @@ class Attempts:
         )
         self._by_run[lease.run_id] = self._by_worker[worker.name][lease.run_id] = attempt
         self.idle.clear()
+        if attempt.is_alone:
+            worker.account.begin(options.memory_limit_bytes)
+            self._alone[lease.run_id] = attempt
+            self.any_alone.set()
         message = Start(
             run_id=lease.run_id,
             token=lease.token,
@@ -117,6 +134,13 @@ class Attempts:
         """It is over, however it ended."""
         attempt.timer.cancel()
         del self._by_run[attempt.lease.run_id], self._by_worker[attempt.worker.name][attempt.lease.run_id]
+        if self._alone.pop(attempt.lease.run_id, None):
+            attempt.used = attempt.worker.account.end()
+            # Beside others it is not known whose memory it was; each of them runs alone next.
+            if attempt.worker.oom_kill:
+                attempt.cause = attempt.cause or Cause.OUT_OF_MEMORY
+        if not self._alone:
+            self.any_alone.clear()
         if not self._by_run:
             self.idle.set()
 

@@ -5,9 +5,16 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from craft_easy_jobd.accounting import VMSTAT, Account, Accounting, CgroupAccount, TreeAccount
 from craft_easy_jobd.containment import MARK, Containment, ProcessTrees, adopt_orphans, sweep_carriers
 from craft_easy_jobd.errors import SettingsError
 from craft_easy_jobd.status import ContainmentKind
+
+# As DelegateSubgroup=supervisor of a unit would have it from the start.
+_LEAF = "supervisor"
+
+_OFF = "the setting cgroup is off"
+_NOT_DELEGATED = "no cgroup2 was handed over (Delegate= of the unit, or the setting cgroup)"
 
 # As systemd marks what it hands over; the second is for root only.
 _DELEGATED = ("user.delegate", "trusted.delegate")
@@ -19,11 +26,13 @@ class Cgroups:
     Args:
         folder: the part of the tree that is the daemon's.
         instance: tells the cgroups of this daemon from those of others.
+        accounting: whether workers have the memory controller in theirs.
     """
 
     kind: ContainmentKind = "cgroup"
 
-    def __init__(self, folder: Path, instance: str) -> None:
+    def __init__(self, folder: Path, instance: str, accounting: Accounting) -> None:
+        self.accounting = accounting
         self._folder = folder
         self._prefix = f"craft-easy-jobs-{instance}-"
         self.environment = {MARK: instance}
@@ -32,6 +41,9 @@ class Cgroups:
         path = self._path(name)
         path.mkdir(exist_ok=True)
         return str(path)
+
+    def account(self, name: str, pid: int) -> Account:
+        return CgroupAccount(self._path(name)) if self.accounting.kind == "cgroup" else TreeAccount(pid)
 
     def sweep(self, name: str, pid: int | None, spared: Collection[int]) -> list[int] | None:
         return _sweep(self._path(name))
@@ -58,16 +70,40 @@ def contain(setting: str, instance: str) -> Containment:
     folder = None if setting == "off" else _delegated() if setting == "auto" else Path(setting)
     if folder is None:
         adopt_orphans()
-        return ProcessTrees(instance)
+        return ProcessTrees(instance, _OFF if setting == "off" else _NOT_DELEGATED, _kills())
     if problem := _useless(folder):
         raise SettingsError("settings", "cgroup", f"{folder}: {problem}; name another folder, or say off")
-    return Cgroups(folder, instance)
+    return Cgroups(folder, instance, _hand_down_memory(folder))
 
 
 def _delegated() -> Path | None:
-    """The own cgroup, when it was handed over and can be used."""
-    path = _own()
+    """The own cgroup, when it was handed over and can be used; or the one above, when this is the leaf in it."""
+    own = _own()
+    path = own.parent if own and own.name == _LEAF else own
     return path if path and _is_delegated(path) and not _useless(path) else None
+
+
+def _hand_down_memory(folder: Path) -> Accounting:
+    """Give the memory controller to the cgroups that will be made in the folder, if it has one itself."""
+    try:
+        if "memory" not in (folder / "cgroup.controllers").read_text().split():
+            return Accounting("process tree", f"{folder} has no memory controller (Delegate=memory of the unit)")
+        if _own() == folder:
+            # The kernel gives controllers to cgroups within a cgroup only when no process is in between.
+            leaf = folder / _LEAF
+            leaf.mkdir(exist_ok=True)
+            (leaf / "cgroup.procs").write_text("0")
+        (folder / "cgroup.subtree_control").write_text("+memory")
+    except OSError as error:
+        return Accounting("process tree", f"{folder} cannot hand its memory controller down: {error.strerror}")
+    return Accounting("cgroup", f"{folder} has the memory controller")
+
+
+def _kills() -> Path:
+    """Where the kernel counts its kills for want of memory; of this daemon and its workers only, if that is counted."""
+    own = _own()
+    events = own / "memory.events" if own else VMSTAT
+    return events if events.exists() else VMSTAT
 
 
 def _own() -> Path | None:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from craft_easy_jobd.accounting import VMSTAT, Account, Accounting, TreeAccount
+from craft_easy_jobd.footprint import children, descendants, read_bytes
 from craft_easy_jobd.status import ContainmentKind
 
 logger = logging.getLogger("craft_easy_jobd.workers")
@@ -30,10 +32,14 @@ class Containment(Protocol):
     """Keeps the processes of one worker apart from those of the others."""
 
     kind: ContainmentKind
+    accounting: Accounting
     environment: dict[str, str]
 
     def cgroup(self, name: str) -> str | None:
         """Folder of the cgroup that the next worker is to enter; called once before its start."""
+
+    def account(self, name: str, pid: int) -> Account:
+        """Of the worker that was started last."""
 
     def sweep(self, name: str, pid: int | None, spared: Collection[int]) -> list[int] | None:
         """Kill what a worker's jobs started, one round of it; returns whom it found, None when nothing is left.
@@ -55,17 +61,24 @@ class ProcessTrees:
 
     Args:
         instance: the mark's value in everything that workers start.
+        note: why there are no cgroups.
+        kills: see TreeAccount.
     """
 
     kind: ContainmentKind = "process tree"
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, note: str = "", kills: Path = VMSTAT) -> None:
+        self.accounting = Accounting("process tree", note)
+        self._kills = kills
         self.environment = {MARK: instance}
         # Whoever started the daemon by exec may have left it children.
         self._strangers = frozenset(children(os.getpid()))
 
     def cgroup(self, name: str) -> str | None:
         return None
+
+    def account(self, name: str, pid: int) -> Account:
+        return TreeAccount(pid, self._kills)
 
     def sweep(self, name: str, pid: int | None, spared: Collection[int]) -> list[int] | None:
         adopted = [each for each in children(os.getpid()) if each not in spared and self._is_ours(each)]
@@ -121,24 +134,6 @@ def sweep_carriers(environment: Mapping[str, str]) -> list[int]:
     return others
 
 
-def descendants(roots: Iterable[int]) -> list[int]:
-    """The processes and all below them, parents first; zombies too."""
-    found = list(roots)
-    for pid in found:
-        found += children(pid)
-    return found
-
-
-def children(pid: int) -> list[int]:
-    """Of all its threads; none when it is gone."""
-    found: list[int] = []
-    with suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with suppress(OSError):
-                found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
-    return found
-
-
 def kill(pids: Iterable[int]) -> None:
     """SIGKILL; who is gone or another user's is passed over."""
     for pid in pids:
@@ -156,7 +151,7 @@ def _carries(pid: int, environment: Mapping[str, str]) -> bool:
     entries = {f"{name}={value}".encode() for name, value in environment.items()}
     try:
         # The environment of a process that hangs in the kernel may hang its reader, and it cannot be killed anyway.
-        return _state(pid) != "D" and entries <= set(_read(f"/proc/{pid}/environ").split(b"\0"))
+        return _state(pid) != "D" and entries <= set(read_bytes(f"/proc/{pid}/environ").split(b"\0"))
     except OSError:
         return False
 
@@ -165,11 +160,6 @@ def _state(pid: int) -> str:
     """As of proc(5); Z for a process that is gone."""
     try:
         # The name before it may hold anything, spaces and parentheses too.
-        return chr(_read(f"/proc/{pid}/stat").rpartition(b") ")[2][0])
+        return chr(read_bytes(f"/proc/{pid}/stat").rpartition(b") ")[2][0])
     except OSError:
         return "Z"
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read()

@@ -246,6 +246,8 @@ def _facts(
         completed_at=attempt.completed_at,
         worker=attempt.worker.name,
         code_version=attempt.code_version,
+        used=attempt.used,
+        within_limit=attempt.worker.oom_kill == "machine",
     )
 
 

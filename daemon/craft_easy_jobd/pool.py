@@ -63,7 +63,8 @@ class Pool:
             with theirs:
                 async with self._starting:
                     process = await self._spawn(name, theirs.fileno(), probe, slots)
-                    worker = Worker(name, isolation, slots, process, ours, probe, self._events, self._sweep)
+                    account = self._containment.account(name, process.pid)
+                    worker = Worker(name, isolation, slots, process, ours, probe, account, self._events, self._sweep)
                     self.workers[name] = worker
             undo.pop_all()
         task = self._tasks.create_task(self._attend(worker), name=f"worker {name}")

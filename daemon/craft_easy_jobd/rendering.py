@@ -55,6 +55,7 @@ def status_text(status: Document) -> str:
         "  ".join(f"{state} {number}" for state, number in status["runs"].items()),
         *(f"problem: {problem}" for problem in status["problems"]),
         *(_blocked(worker["name"], worker["blocked"]) for worker in status["workers"] if worker["blocked"]),
+        f"accounting {status['accounting']} ({status['accounting_note']})",
     ]
     worker_heads = ("WORKER", "PID", "ISOLATION", "STATE", "BUSY", "CPU", "RSS", "LAG")
     blocks = ["\n".join(map(plain, head)), table(worker_heads, map(_worker_row, status["workers"]))]
@@ -121,8 +122,8 @@ def _run_row(run: Document) -> tuple[object, ...]:
 
 def jobs_table(jobs: Iterable[Document]) -> str:
     """One line a job."""
-    keys = ("name", "timeout_seconds", "retries", "scope", "isolation", "description")
-    heads = ("JOB", "TIMEOUT", "RETRIES", "SCOPE", "ISOLATION", "DESCRIPTION")
+    keys = ("name", "timeout_seconds", "retries", "scope", "isolation", "memory_limit_mb", "description")
+    heads = ("JOB", "TIMEOUT", "RETRIES", "SCOPE", "ISOLATION", "MEMORY MB", "DESCRIPTION")
     return table(heads, ([job[key] for key in keys] for job in jobs))
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
+from craft_easy_jobd.accounting import Accounting
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.probe import Blockage
 from craft_easy_jobd.settings import Settings
@@ -29,6 +30,7 @@ def report(
     attempts: Attempts,
     jobs: int,
     containment: ContainmentKind,
+    accounting: Accounting,
     problems: Iterable[str | None],
 ) -> Status:
     return Status(
@@ -40,6 +42,8 @@ def report(
         root=os.path.abspath(settings.root),
         jobs=jobs,
         containment=containment,
+        accounting=accounting.kind,
+        accounting_note=accounting.note,
         runs=dict(counts),
         workers=[_worker(worker, attempts.load(worker)) for worker in workers],
         running=[attempt.status() for attempt in islice(attempts, _RUNNING_SHOWN)],
@@ -48,15 +52,15 @@ def report(
 
 
 def _worker(worker: Worker, busy: int) -> WorkerStatus:
-    cpu_seconds, rss_bytes = _usage(worker.pid)
+    footprint = worker.account.look()
     return WorkerStatus(
         name=worker.name,
         pid=worker.pid,
         isolation=worker.isolation,
         slots=worker.slots,
         busy=busy,
-        cpu_seconds=cpu_seconds,
-        rss_bytes=rss_bytes,
+        cpu_seconds=round(footprint.cpu_seconds, 2),
+        rss_bytes=footprint.memory_bytes,
         loop_lag_seconds=round(worker.lag_seconds, 3),
         blocked=_blocked(worker.blocked),
         state=_state(worker),
@@ -78,15 +82,3 @@ def _blocked(blockage: Blockage | None) -> Blocked | None:
         place=blockage.place,
         stopped=blockage.stopped,
     )
-
-
-def _usage(pid: int) -> tuple[float | None, int | None]:
-    # Not needed until somebody asks for the status.
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        times = process.cpu_times()
-        return round(times.user + times.system, 2), process.memory_info().rss
-    except psutil.Error:
-        return None, None

@@ -10,6 +10,7 @@ from craft_easy_jobs.scopes import Scope
 
 WorkerState = Literal["starting", "ready", "leaving", "stuck"]
 ContainmentKind = Literal["cgroup", "process tree"]
+AccountingKind = Literal["cgroup", "process tree"]
 DaemonState = Literal["starting", "running", "draining", "stopping"]
 
 
@@ -26,7 +27,10 @@ class Blocked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker process. `cpu_seconds` since its start, `loop_lag_seconds` as it said last."""
+    """A worker process. `cpu_seconds` since its start, `loop_lag_seconds` as it said last.
+
+    `cpu_seconds` and `rss_bytes` are those of the worker with all that its jobs started, as of `accounting`.
+    """
 
     name: str
     pid: int
@@ -61,6 +65,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         ladder: rung of the daemon's stop, 0 while it runs.
         containment: how a kill finds what a worker's jobs started; only a cgroup holds whatever they do.
+        accounting: how the memory and CPU time of runs are found, and how their memory_limit_mb is held: by the kernel
+            in a cgroup, or by looking at the process tree several times a second. `accounting_note`: why so.
         running: at most `running_limit`, oldest first.
     """
 
@@ -72,6 +78,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     jobs: int
     containment: ContainmentKind
+    accounting: AccountingKind
+    accounting_note: str
     runs: dict[RunState, int]
     workers: list[WorkerStatus]
     running: list[RunningStatus]

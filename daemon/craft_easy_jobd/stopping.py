@@ -23,6 +23,8 @@ class Cause(StrEnum):
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
+    OUT_OF_MEMORY = "out_of_memory"
+    """Its worker used more than its job may, or the machine has no more: killed at once, there is no time to ask."""
 
 
 class Level(IntEnum):

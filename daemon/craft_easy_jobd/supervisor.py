@@ -27,6 +27,7 @@ from craft_easy_jobd.folders import PRIVATE, THROUGH, spread_out
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.logs import logging_to_stderr
 from craft_easy_jobd.manager import Manager, Vital, summary
+from craft_easy_jobd.memory_watch import MemoryWatch
 from craft_easy_jobd.notify import take_listener
 from craft_easy_jobd.publisher import Publisher
 from craft_easy_jobd.reporting import report
@@ -191,6 +192,8 @@ class Supervisor:
         await self._workforce.start()
         undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
         await undo.enter_async_context(running(self._tasks, self._watch.run(), "watch over the workers"))
+        memory = MemoryWatch(self._attempts).run()
+        await undo.enter_async_context(running(self._tasks, memory, "watch over the memory"))
         undo.callback(self._spool.close)
         await undo.enter_async_context(running(self._tasks, self._control(), "control"))
         await self._recover()
@@ -276,6 +279,7 @@ class Supervisor:
             attempts=self._attempts,
             jobs=len(self._workforce.catalogue.jobs),
             containment=self._containment.kind,
+            accounting=self._containment.accounting,
             problems=self._problems(),
         )
 

@@ -1,13 +1,16 @@
 """What follows when an attempt has ended: the run's result, or another attempt. Pure."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from craft_easy_jobd.accounting import NOT_SEEN, Used
 from craft_easy_jobd.interruptions import after_interruption
 from craft_easy_jobd.ledger import Again, Lease, Result
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.stopping import Cause
 from craft_easy_jobs.definition import Isolation, JobOptions
 from craft_easy_jobs.wire import Outcome
+
+N = TypeVar("N", int, float)
 
 # Another attempt cannot mend these.
 _HOPELESS = frozenset({"unknown_job", "invalid_params", "result_invalid"})
@@ -23,6 +26,8 @@ class Ended(NamedTuple):
         problem: how the worker died.
         bystander: the worker was killed for another run's sake.
         stuck: the worker was killed and is still there.
+        used: by the worker with all that it started, as seen from outside; the worker's own figures are in the outcome.
+        within_limit: the kernel killed the worker though it used no more than its job may.
         started_at, completed_at: Unix seconds.
     """
 
@@ -38,6 +43,8 @@ class Ended(NamedTuple):
     worker: str
     code_version: str | None
     stuck: bool = False
+    used: Used = NOT_SEEN
+    within_limit: bool = False
 
 
 def judge(ended: Ended, *, budget: int, share: float) -> Result | Again:
@@ -70,12 +77,30 @@ def _cut(ended: Ended, cause: Cause, budget: int, share: float) -> Result | Agai
             return _failed(ended, cause, _timed_out(ended) + hangs, share)
         case Cause.CANCELLED:
             return _result(ended, RunState.FAILED, cause, "cancelled by force" + hangs)
+        case Cause.OUT_OF_MEMORY if ended.cancel_asked:
+            return _result(ended, RunState.FAILED, cause, _out_of_memory(ended) + hangs)
+        case Cause.OUT_OF_MEMORY:
+            return _failed(ended, cause, _out_of_memory(ended) + hangs, share)
         case Cause.INTERRUPTED:
             return _interrupted(ended, cause, "the daemon was stopped while it ran" + hangs, budget)
 
 
 def _timed_out(ended: Ended) -> str:
     return f"timed out after {ended.options.timeout_seconds} s (timeout_seconds of the job)"
+
+
+def _out_of_memory(ended: Ended) -> str:
+    """What was used, what the limit is, and what to do."""
+    peak = ended.used.peak_bytes
+    used = "" if peak is None else f"; it used {peak / 1024**2:.0f} MB with all that it started"
+    limit = ended.options.memory_limit_mb
+    if limit is not None and not ended.within_limit:
+        return f"out of memory{used}; it may use {limit} MB: let it hold less at a time, or raise its memory_limit_mb"
+    where = "there was none left on the machine, or of what the service may use (MemoryMax=)"
+    return (
+        f"out of memory: the kernel killed worker {ended.worker}, for {where}{used}; "
+        "let it hold less at a time, or give the machine or the service more"
+    )
 
 
 def _failed(ended: Ended, reason: str, error: str | None, share: float) -> Result | Again:
@@ -108,8 +133,13 @@ def _result(ended: Ended, state: RunState, reason: str | None, error: str | None
         started_at=ended.started_at,
         completed_at=ended.completed_at,
         attempts=ended.lease.attempt,
-        cpu_seconds=outcome.cpu_seconds if outcome else None,
-        peak_rss_bytes=outcome.peak_rss_bytes if outcome else None,
+        cpu_seconds=_most(ended.used.cpu_seconds, outcome.cpu_seconds if outcome else None),
+        peak_rss_bytes=_most(ended.used.peak_bytes, outcome.peak_rss_bytes if outcome else None),
         worker=ended.worker,
         code_version=ended.code_version,
     )
+
+
+def _most(*seen: N | None) -> N | None:
+    """Each way of looking may miss something, none makes something up."""
+    return max((each for each in seen if each is not None), default=None)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol
 
+from craft_easy_jobd.accounting import Account, OomKill
 from craft_easy_jobd.probe import Blockage, Probe
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import (
@@ -72,6 +73,7 @@ class Worker:
         beat_at: when its loop was known to turn last, monotonic seconds.
         blocked: why it does not turn, when it does not.
         probe: what can be seen of it even then.
+        account: what it uses with all that its jobs started.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Worker:
         process: asyncio.subprocess.Process,
         sock: socket.socket,
         probe: Probe,
+        account: Account,
         events: WorkerEvents,
         sweep: "Callable[[Worker], Awaitable[list[int] | None]]",
     ) -> None:
@@ -99,6 +102,7 @@ class Worker:
         self.beat_at = self.started
         self.blocked: Blockage | None = None
         self.probe = probe
+        self.account = account
         self._events = events
         self._sweep = sweep
         self._process = process
@@ -148,6 +152,7 @@ class Worker:
         end.add_done_callback(lambda _: self._ending.set())
         try:
             await self._ending.wait()
+            self.account.close()
             await self._swept()
         except asyncio.CancelledError:
             self.kill()
@@ -159,6 +164,12 @@ class Worker:
             end.cancel()
 
     @property
+    def oom_kill(self) -> OomKill | None:
+        """Why the kernel killed it for want of memory, if it did."""
+        by_kernel = self.returncode == -signal.SIGKILL and not self.killed
+        return self.account.oom_kill() if by_kernel else None
+
+    @property
     def problem(self) -> str:
         """Why it is gone, see WorkerEvents."""
         code = self.returncode
@@ -167,7 +178,8 @@ class Worker:
         if code is None:
             return f"SIGKILL does not end worker {self.name}: its process {self.pid} hangs in the kernel"
         if code < 0:
-            return f"worker {self.name} was killed by {_signal_name(-code)}"
+            why = ", by the kernel for want of memory" if self.oom_kill else ""
+            return f"worker {self.name} was killed by {_signal_name(-code)}{why}"
         return "" if code == 0 and self.leaving else f"worker {self.name} exited by itself with code {code}"
 
     async def _swept(self) -> None:

@@ -78,6 +78,8 @@ class Desk:
             root=self.settings.root,
             jobs=len(JOBS),
             containment="process tree",
+            accounting="process tree",
+            accounting_note="no cgroup2 was handed over",
             runs=dict(self.ledger.counts),
             workers=[
                 WorkerStatus(

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from craft_easy_jobd import cgroups
+from craft_easy_jobd.accounting import Accounting
 from craft_easy_jobd.cgroups import Cgroups, contain
 from craft_easy_jobd.containment import (
     MARK,
     ProcessTrees,
     adopt_orphans,
-    children,
-    descendants,
     instance_of,
     kill_leftovers,
 )
 from craft_easy_jobd.errors import SettingsError
+from craft_easy_jobd.footprint import children, descendants
 from tests.support.waiting import wait_until
 
 # Starts a child that starts a child in a session of its own, and so on; says so when all are there.
@@ -194,7 +194,7 @@ def test_leftovers_in_a_cgroup_are_counted_though_they_die_at_once(
         procs.write_bytes(b"")
 
     monkeypatch.setattr(Path, "write_text", write)
-    assert Cgroups(tmp_path, "x").sweep_leftovers() == [4711, 4712]
+    assert Cgroups(tmp_path, "x", Accounting("process tree", "")).sweep_leftovers() == [4711, 4712]
 
 
 def test_a_folder_that_is_no_cgroup_is_named(tmp_path: Path) -> None:

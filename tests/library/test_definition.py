@@ -28,7 +28,7 @@ def test_the_defaults_and_their_order_are_the_specifications(fresh_registry: Reg
     assert fresh_registry["a"].source == f"{__file__}:{line}"
     names = list(inspect.signature(job).parameters.values())
     assert [p.name for p in names] == [field.name for field in fields(JobOptions)]
-    assert [p.kind.name for p in names] == ["POSITIONAL_OR_KEYWORD"] * 7 + ["KEYWORD_ONLY"] * 4
+    assert [p.kind.name for p in names] == ["POSITIONAL_OR_KEYWORD"] * 7 + ["KEYWORD_ONLY"] * 5
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,13 @@ def test_the_defaults_and_their_order_are_the_specifications(fresh_registry: Reg
         ({"grace_seconds": -0.1}, "grace_seconds must be a number of seconds, at least 0"),
         ({"grace_seconds": float("nan")}, "grace_seconds must be a number of seconds"),
         ({"retry_delay_seconds": "1"}, "retry_delay_seconds must be a number of seconds"),
+        ({"memory_limit_mb": 31}, "memory_limit_mb must be a whole number, at least 32 (megabytes; a worker uses most"),
+        ({"memory_limit_mb": "64"}, "memory_limit_mb must be a whole number, at least 32"),
+        ({"memory_limit_mb": 64.5}, "memory_limit_mb must be a whole number, at least 32"),
+        (
+            {"memory_limit_mb": 64, "isolation": "shared"},
+            "job 'a': memory_limit_mb needs a worker of its own; leave isolation out, or say 'process'",
+        ),
     ],
 )
 def test_a_wrong_option_is_refused(options: dict[str, Any], told: str, fresh_registry: Registry) -> None:
@@ -59,6 +66,13 @@ def test_a_wrong_option_is_refused(options: dict[str, Any], told: str, fresh_reg
         job(**({"name": "a"} | options))(good)
     assert told in str(caught.value)
     assert not fresh_registry
+
+
+def test_a_memory_limit_implies_a_worker_of_its_own(fresh_registry: Registry) -> None:
+    job(name="a", memory_limit_mb=64)(good)
+    job(name="b", memory_limit_mb=64, isolation="process")(good)
+    assert [each.options.isolation for each in fresh_registry.values()] == ["process", "process"]
+    assert fresh_registry["a"].options.memory_limit_bytes == 64 * 1024**2
 
 
 def takes_nothing() -> Callable[..., Any]:

@@ -1,0 +1,87 @@
+"""What runs use is counted, and who uses more than it may is ended; with the real daemon, by process tree."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.support.daemon import DaemonProcess
+from tests.support.waiting import wait_until
+from tests.system.memory_jobs import LIMIT_MB
+
+Start = Callable[..., DaemonProcess]
+
+JOBS = ("--jobs", "tests.system.memory_jobs", "--cgroup", "off")
+MB = 1024**2
+# A look takes place four times a second; a busy machine has its time.
+PROMISED_SECONDS = 2.0
+
+
+def drop(jobd: DaemonProcess, name: str, **params: Any) -> str:
+    return jobd.drop({"job": name, "params": params})
+
+
+def state(jobd: DaemonProcess, run_id: str) -> Any:
+    """None before the request was taken in."""
+    return jobd.call("GET", f"/v1/runs/{run_id}")[1].get("state")
+
+
+def test_a_run_whose_child_takes_too_much_is_ended_and_its_neighbours_go_on(daemon: Start) -> None:
+    jobd = daemon(*JOBS)
+    neighbours = [drop(jobd, "neighbour"), drop(jobd, "neighbour-alone")]
+    wait_until(lambda: all(state(jobd, run_id) == "running" for run_id in neighbours))
+    started = time.monotonic()
+    run_id = drop(jobd, "limited", megabytes=2 * LIMIT_MB, seconds=60)
+    result = jobd.result(run_id)
+    assert time.monotonic() - started < PROMISED_SECONDS + 3
+    assert (result["status"], result["reason"], result["attempts"]) == ("failed", "out_of_memory", 1)
+    assert f"it may use {LIMIT_MB} MB" in result["error"]
+    assert "raise its memory_limit_mb" in result["error"]
+    assert result["peak_rss_bytes"] > LIMIT_MB * MB
+    for neighbour in neighbours:
+        jobd.call("POST", f"/v1/runs/{neighbour}/cancel")
+        assert jobd.result(neighbour)["result"] == "undisturbed"
+        assert jobd.result(neighbour)["attempts"] == 1
+
+
+def test_a_run_below_its_limit_passes_however_often_its_pages_are_counted(daemon: Start) -> None:
+    jobd = daemon(*JOBS)
+    result = jobd.result(drop(jobd, "limited", megabytes=LIMIT_MB // 2, seconds=1))
+    assert (result["status"], result["result"]) == ("completed", "held")
+    assert LIMIT_MB // 2 * MB < result["peak_rss_bytes"] < LIMIT_MB * MB
+
+
+def test_too_much_memory_is_a_failure_that_is_retried(daemon: Start) -> None:
+    jobd = daemon(*JOBS)
+    result = jobd.result(drop(jobd, "limited-itself"))
+    assert (result["reason"], result["attempts"]) == ("out_of_memory", 2)
+    assert [entry["message"] for entry in result["logs"]] == ["attempt 1", "attempt 2"]
+
+
+def test_what_a_child_uses_is_counted(daemon: Start) -> None:
+    jobd = daemon(*JOBS)
+    result = jobd.result(drop(jobd, "uses-a-child", megabytes=100))
+    assert result["status"] == "completed"
+    assert result["cpu_seconds"] >= 0.5
+    assert 100 * MB < result["peak_rss_bytes"] < 300 * MB
+
+
+def test_what_is_held_by_several_at_once_is_added_up(daemon: Start) -> None:
+    jobd = daemon(*JOBS)
+    result = jobd.result(drop(jobd, "limited", megabytes=LIMIT_MB * 2 // 3, children=2, seconds=60))
+    assert result["reason"] == "out_of_memory"
+
+
+def test_status_says_how_it_is_counted(daemon: Start) -> None:
+    jobd = daemon(*JOBS)
+    status = jobd.status()
+    assert (status["accounting"], status["accounting_note"]) == ("process tree", "the setting cgroup is off")
+    worker = status["workers"][0]
+    assert worker["rss_bytes"] > 10 * MB
+    assert worker["cpu_seconds"] > 0
+    command = [sys.executable, "-m", "craft_easy_jobd", "status", "--root", str(jobd.root)]
+    shown = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True, timeout=30
+    ).stdout
+    assert "accounting process tree (the setting cgroup is off)" in shown
