@@ -1,11 +1,11 @@
 """The commands that are the daemon: serve and check. Their options are made from the fields of Settings."""
 
-import ast
 import inspect
 import json
 import os
 import subprocess
 import sys
+from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
@@ -22,22 +22,32 @@ _METAVARS = {int: "N", float: "SECONDS"}
 _SINGULAR = {"jobs": "MODULE", "allowed_users": "USER", "allowed_groups": "GROUP", "control_groups": "GROUP"}
 
 
-def setting_options() -> list[click.Option]:
-    """One option a setting; all are text here, so that one place reads and refuses values."""
-    help_texts = setting_docs()
-    return [
-        click.Option(
+class _SettingOption(click.Option):
+    """Its help is made when it is shown: `serve` starts without."""
+
+    def __init__(self, field: msgspec.structs.FieldInfo) -> None:
+        super().__init__(
             [flag_of(field.name), field.name],
             multiple=is_list(field.name),
             metavar=_metavar(field.name, field.type),
-            help=f"{help_texts[field.name]}{_default_text(field.default)}",
         )
-        for field in msgspec.structs.fields(Settings)
-    ]
+        self._default_text = _default_text(field.default)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        self.help = f"{setting_docs()[self.name or '']}{self._default_text}"
+        return super().get_help_record(ctx)
 
 
+def setting_options() -> list[click.Option]:
+    """One option a setting; all are text here, so that one place reads and refuses values."""
+    return [_SettingOption(field) for field in msgspec.structs.fields(Settings)]
+
+
+@cache
 def setting_docs() -> dict[str, str]:
     """The docstring below each field of Settings, in one line; Python does not keep them at run time."""
+    import ast
+
     [body] = [node.body for node in ast.parse(inspect.getsource(Settings)).body if isinstance(node, ast.ClassDef)]
     docs = {}
     for field, text in pairwise(body):

@@ -3,11 +3,9 @@
 Relative paths are relative to the current directory, in the file too.
 """
 
-import difflib
 import math
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -64,6 +62,8 @@ def is_list(key: str) -> bool:
 
 
 def _from_file(path: str) -> dict[str, _Given]:
+    import tomllib
+
     try:
         with open(path, "rb") as file:
             document = tomllib.load(file)
@@ -122,6 +122,8 @@ def _expected(key: str, problem: str) -> str:
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"unknown setting; did you mean {close[0]!r}?" if close else f"unknown setting; known: {', '.join(known)}"
 

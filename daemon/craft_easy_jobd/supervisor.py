@@ -244,9 +244,11 @@ class Supervisor:
 
     async def _control(self) -> None:
         """Answer on the control socket, until cancelled."""
-        # Its HTTP server takes longer to import than all else: after the workers' imports, unless those take long, and
-        # in a thread, so that first runs do not wait for it.
-        await asyncio.wait({self._workforce.known}, timeout=_IMPORT_SECONDS)
+        # Its HTTP server takes longer to import than all else: after the first look at the spool, unless that takes
+        # long, and in a thread, so that first runs do not wait for it.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_IMPORT_SECONDS):
+                await self._spool.looked.wait()
         control = (await asyncio.to_thread(_import_control))(self._service, listener=self._listener)
         await control.start()
         self._reachable.set()

@@ -1,12 +1,14 @@
 """Hints that something happens in a folder."""
 
 import asyncio
+import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import inotify_simple
 from inotify_simple import INotify, flags
 
 logger = logging.getLogger("craft_easy_jobd.spool")
@@ -25,6 +27,9 @@ _MASK = (
     | flags.DONT_FOLLOW
 )
 _READ_BYTES = 1024 * 1024
+
+# Left to itself it has ldconfig look for the C library: a process, and 20 ms before the first look.
+inotify_simple._libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Watch:
