@@ -24,7 +24,64 @@ PROJECT = Path(__file__).parents[2]
 MARK = "CRAFT_EASY_TEST_DAEMON"
 
 
-class DaemonProcess:
+class DaemonClient:
+    """What is dropped and asked at a daemon, by its folders and its socket.
+
+    Attributes:
+        log: what it has said so far, shown when it does not answer as it should.
+    """
+
+    incoming: Path
+    results_dir: Path
+    socket: Path
+
+    @property
+    def log(self) -> str:
+        raise NotImplementedError
+
+    def drop(self, request: Mapping[str, Any], name: str | None = None) -> str:
+        """Write a request beside the spool, rename it in, return its run_id (made when it has none)."""
+        document = {"run_id": uuid.uuid4().hex, **request}
+        self.drop_bytes(json.dumps(document).encode(), name or f"{document['run_id']}.json")
+        return str(document["run_id"])
+
+    def drop_bytes(self, content: bytes, name: str) -> None:
+        """Drop any bytes, for requests that are wrong."""
+        self.incoming.mkdir(parents=True, exist_ok=True)
+        draft = self.incoming.parent / f"draft-{uuid.uuid4().hex}"
+        draft.write_bytes(content)
+        draft.rename(self.incoming / name)
+
+    def result(self, run_id: str, *, within: float = 30.0) -> dict[str, Any]:
+        """The run's JobResult as JSON; waits for its file."""
+        path = self.results_dir / f"{run_id}.json"
+        try:
+            wait_until(path.exists, within=within)
+        except AssertionError:
+            raise AssertionError(f"no {path.name} within {within} s\n{self.log}") from None
+        return dict(json.loads(path.read_bytes()))
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """All JobResults there are now, by run_id."""
+        return {path.stem: json.loads(path.read_bytes()) for path in self.results_dir.glob("*.json")}
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """One call of the control API: status code and JSON document."""
+        connection = _UnixConnection(self.socket)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or b"null")
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        code, document = self.call("GET", "/v1/status")
+        assert code == 200, document
+        return dict(document)
+
+
+class DaemonProcess(DaemonClient):
     """`craft-easy-jobd serve` on `root`, with further arguments; ready when `start()` returns.
 
     `prefix` is a command that becomes the daemon, or watches over it, such as a tracer.
@@ -36,6 +93,9 @@ class DaemonProcess:
         self, root: Path, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> None:
         self.root = root
+        self.incoming = root / "spool" / "incoming"
+        self.results_dir = root / "results"
+        self.socket = root / "control.sock"
         self.args = args
         self.prefix = prefix
         self.notices: list[str] = []
@@ -131,50 +191,6 @@ class DaemonProcess:
             self._listener.join()
             self._notify.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-    # -- requests and results
-    def drop(self, request: Mapping[str, Any], name: str | None = None) -> str:
-        """Write a request beside the spool, rename it in, return its run_id (made when it has none)."""
-        document = {"run_id": uuid.uuid4().hex, **request}
-        self.drop_bytes(json.dumps(document).encode(), name or f"{document['run_id']}.json")
-        return str(document["run_id"])
-
-    def drop_bytes(self, content: bytes, name: str) -> None:
-        """Drop any bytes, for requests that are wrong."""
-        incoming = self.root / "spool" / "incoming"
-        incoming.mkdir(parents=True, exist_ok=True)
-        draft = self.root / f"draft-{uuid.uuid4().hex}"
-        draft.write_bytes(content)
-        draft.rename(incoming / name)
-
-    def result(self, run_id: str, *, within: float = 30.0) -> dict[str, Any]:
-        """The run's JobResult as JSON; waits for its file."""
-        path = self.root / "results" / f"{run_id}.json"
-        try:
-            wait_until(path.exists, within=within)
-        except AssertionError:
-            raise AssertionError(f"no {path.name} within {within} s\n{self.log}") from None
-        return dict(json.loads(path.read_bytes()))
-
-    def results(self) -> dict[str, dict[str, Any]]:
-        """All JobResults there are now, by run_id."""
-        return {path.stem: json.loads(path.read_bytes()) for path in (self.root / "results").glob("*.json")}
-
-    # -- control socket
-    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """One call of the control API: status code and JSON document."""
-        connection = _UnixConnection(self.root / "control.sock")
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read() or b"null")
-        finally:
-            connection.close()
-
-    def status(self) -> dict[str, Any]:
-        code, document = self.call("GET", "/v1/status")
-        assert code == 200, document
-        return dict(document)
 
 
 class _UnixConnection(http.client.HTTPConnection):

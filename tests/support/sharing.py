@@ -4,15 +4,15 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Daemons under fault, and promises in seconds: none of these may run while another loads the machine.
 TOGETHER = ("tests/faults/", "tests/system/test_hard_kill.py", "tests/system/test_blocked_loops.py")
-# Its tests share what was built.
-BUILT = "tests/packaging/test_distribution.py"
+# The tests of each share what was built.
+BUILT = ("tests/packaging/test_distribution.py", "tests/system/test_systemd_")
 
 
 def share(test: str) -> str:
     """Tests with the same answer run in one process; the larger such a share, the earlier it begins."""
     if test.startswith(TOGETHER):
         return "daemons"
-    return BUILT if test.startswith(BUILT) else test
+    return next((built for built in BUILT if test.startswith(built)), test)
 
 
 class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # without types

@@ -1,0 +1,132 @@
+"""The daemon as a service of a real systemd: installed as an administrator does, in a machine of the tests."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.daemon import PROJECT, DaemonClient
+from tests.support.machine import Machine, boot
+from tests.support.waiting import wait_until
+
+UNIT = "craft-easy-jobd.service"
+SOCKET_UNIT = "craft-easy-jobd.socket"
+SETTINGS = "/etc/craft-easy-jobd/settings.toml"
+STATE = "/var/lib/craft-easy-jobd"
+SPOOL = "/var/spool/craft-easy-jobd"
+CONTROL = "/run/craft-easy-jobd/control.sock"
+JOBS = "/opt/service-jobs/service_jobs.py"
+# Beside root and the service's own user.
+SUBMITTER, OTHER_SUBMITTER, STRANGER = "submitter", "submitter-2", "stranger"
+
+_DROP_INS = f"/run/systemd/system/{UNIT}.d"
+
+
+class Service(DaemonClient):
+    """The daemon in a machine. Each test begins with `reset` and sets it up as it needs it.
+
+    Its folders and its socket are reached from outside; commands run inside, by `machine.run`.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.incoming = self._outside(SPOOL) / "incoming"
+        self.results_dir = self._outside(STATE) / "results"
+        self.socket = self._outside(CONTROL)
+        self._begun = ""
+
+    def reset(self) -> None:
+        """As after the installation, with the jobs of the tests: not running, no runs, no requests."""
+        # It would drain what a test left running.
+        self.machine.run("systemctl", "kill", "--signal=KILL", UNIT, check=False)
+        self.machine.run("systemctl", "stop", SOCKET_UNIT, UNIT)
+        self.machine.run("rm", "-rf", STATE, SPOOL, "/run/craft-easy-jobd", _DROP_INS)
+        self.machine.run("systemd-tmpfiles", "--create", "craft-easy-jobd.conf")
+        self.machine.run("systemctl", "daemon-reload")
+        self.machine.run("systemctl", "reset-failed")
+        self.configure()
+        self._begun = self.machine.run("date", "+@%s.%N").stdout.strip()
+
+    def configure(self, extra: str = "") -> None:
+        """Write the settings file: that of the installation, the jobs of the tests, and these lines."""
+        shipped = (PROJECT / "systemd" / "settings.toml").read_text()
+        self.machine.put(SETTINGS, f'{shipped}\njobs = ["{JOBS}"]\nsettle_seconds = 0.0\n{extra}\n')
+
+    def drop_in(self, text: str) -> None:
+        """Change the unit: `text` goes into its [Service] section."""
+        self.machine.put(f"{_DROP_INS}/test.conf", f"[Service]\n{text}\n")
+        self.machine.run("systemctl", "daemon-reload")
+
+    def systemctl(self, *command: str, timeout: float = 45.0) -> None:
+        """For the service; fails, with its journal, where the command does."""
+        done = self.machine.run("systemctl", *command, UNIT, timeout=timeout, check=False)
+        assert done.returncode == 0, f"systemctl {' '.join(command)}: {done.stderr}\n{self.log}"
+
+    def show(self, name: str) -> str:
+        """A property of the unit."""
+        return self.machine.run("systemctl", "show", "--value", f"--property={name}", UNIT).stdout.strip()
+
+    def wait_show(self, name: str, value: str, *, within: float = 30.0) -> None:
+        """Wait until a property of the unit has this value."""
+        try:
+            wait_until(lambda: self.show(name) == value, within=within, every=0.05)
+        except AssertionError:
+            raise AssertionError(f"{name} is {self.show(name)}, not {value}, after {within} s\n{self.log}") from None
+
+    @property
+    def pid(self) -> int:
+        """Of its main process, as the machine sees it; 0 when there is none."""
+        return int(self.show("MainPID"))
+
+    @property
+    def processes(self) -> set[int]:
+        """All that are in its cgroup."""
+        cgroup = self._outside("/sys/fs/cgroup/system.slice") / UNIT
+        told = cgroup.glob("**/cgroup.procs")
+        return {int(pid) for path in told for pid in path.read_text().split()}
+
+    @property
+    def log(self) -> str:
+        return self.machine.journal(f"--unit={UNIT}", f"--since={self._begun}", "--output=short-precise")
+
+    def command(self, *arguments: str, user: str = "root", check: bool = True) -> str:
+        """What `craft-easy-jobd COMMAND ...` says, run by this user of the machine."""
+        return self.machine.run(
+            "/usr/local/bin/craft-easy-jobd", *arguments, "--socket", CONTROL, user=user, check=check
+        ).stdout
+
+    def submit(self, job: str, *arguments: str, user: str = "root") -> str:
+        """By the command line; returns the run id."""
+        return self.command("submit", job, "--print-id", *arguments, user=user).strip()
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """The run as the daemon shows it."""
+        code, document = self.call("GET", f"/v1/runs/{run_id}")
+        assert code == 200, document
+        return dict(document)
+
+    def wait_state(self, run_id: str, state: str, *, within: float = 30.0) -> None:
+        """Wait until a run is in this state; and, when it is to be running, until its function has logged something."""
+        wait_until(
+            lambda: (run := self.run(run_id))["state"] == state and (state != "running" or run["log_count"]),
+            within=within,
+            every=0.02,
+        )
+
+    def _outside(self, path: str) -> Path:
+        return self.machine.root / path.lstrip("/")
+
+
+@contextmanager
+def serviced(installation: Path, jobs: Path) -> Iterator[Service]:
+    """A machine with the service installed, its users there, and `jobs` as the module of jobs.
+
+    Args:
+        installation: what `make install` puts below DESTDIR.
+    """
+    with boot(installation) as machine:
+        machine.run("systemd-sysusers", "craft-easy-jobd.conf")
+        for user, groups in ((SUBMITTER, "craft-easy-jobs"), (OTHER_SUBMITTER, "craft-easy-jobs"), (STRANGER, "")):
+            machine.run("useradd", "--system", "--user-group", f"--groups={groups}", user)
+        machine.put(JOBS, jobs.read_text())
+        yield Service(machine)

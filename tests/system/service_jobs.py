@@ -1,0 +1,76 @@
+"""Jobs for a service under systemd. Each start of an attempt leaves a line in the folder `starts` of its state."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from craft_easy_jobs import JobContext, job
+
+# The service's home; there before the daemon is.
+STARTS = Path("/var/lib/craft-easy-jobd/starts")
+
+
+def _tell(ctx: JobContext) -> None:
+    STARTS.mkdir(exist_ok=True)
+    with (STARTS / ctx.run_id).open("a") as file:
+        file.write("started\n")
+
+
+@job(name="quick")
+async def quick(ctx: JobContext) -> int:
+    _tell(ctx)
+    return ctx.attempt
+
+
+@job(name="short")
+async def short(ctx: JobContext) -> int:
+    _tell(ctx)
+    await asyncio.sleep(0.2)
+    return ctx.attempt
+
+
+@job(name="obedient", timeout_seconds=60)
+async def obedient(ctx: JobContext) -> str:
+    """Ends `seconds` after it was asked to stop; by itself, the first time it is started, never."""
+    _tell(ctx)
+    await ctx.log("started")
+    while not ctx.should_stop():
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(ctx.params.get("seconds", 0))
+    return "asked to stop"
+
+
+@job(name="interrupted", timeout_seconds=60)
+async def interrupted(ctx: JobContext) -> str:
+    """Its first start never ends, whatever it is asked; its second one does at once."""
+    _tell(ctx)
+    await ctx.log("started")
+    if len((STARTS / ctx.run_id).read_text().splitlines()) == 1:
+        await asyncio.sleep(1000)
+    return "second start"
+
+
+@job(name="flaky", retries=3, retry_delay_seconds=1)
+async def flaky(ctx: JobContext) -> int:
+    """Fails twice."""
+    _tell(ctx)
+    if ctx.attempt < 3:
+        raise RuntimeError(f"attempt {ctx.attempt} fails")
+    return ctx.attempt
+
+
+@job(name="family", isolation="process", timeout_seconds=60)
+async def family(ctx: JobContext) -> str:
+    """Has children that outlive their parent if they can; the first start never ends."""
+    _tell(ctx)
+    for _ in range(2):
+        await asyncio.create_subprocess_exec("sleep", "4321", start_new_session=True)
+    await ctx.log("started")
+    if len((STARTS / ctx.run_id).read_text().splitlines()) == 1:
+        await asyncio.sleep(1000)
+    return "second start"
+
+
+@job(name="environment")
+async def environment(ctx: JobContext) -> dict[str, str]:
+    return dict(os.environ)
