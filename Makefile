@@ -6,7 +6,7 @@ PY := .venv/bin/python
 ARGS ?=
 export PYTHON
 
-.PHONY: help setup run demo test torture bench bench-peers check install uninstall lock clean .run .dev .peers
+.PHONY: help setup run demo test torture bench bench-peers check install uninstall deb lock clean .run .dev .peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ install: .run ## Install the service, as root: PREFIX=/usr/local, PYTHON=/usr/bi
 
 uninstall: ## Remove what install put there; settings and data stay
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' systemd/install uninstall
+
+deb: .run ## Build a Debian package into dist, for this machine's architecture and its /usr/bin/python3
+	@systemd/debian/build dist
 
 lock: .run .dev ## Resolve the dependencies anew (needs network); ARGS=--upgrade for newer versions
 	$(PY) -m pip install --quiet uv

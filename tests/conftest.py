@@ -17,6 +17,7 @@ import uvloop
 
 from tests.faults.scale import FIGURE, SEED, TORTURE
 from tests.support.daemon import DaemonProcess
+from tests.support.installation import installed, made_once, packaged
 from tests.support.machine import outside_machines
 from tests.support.processes import carrying, children, kill_all
 from tests.support.sharing import Sharing
@@ -112,6 +113,25 @@ def daemon(short_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
         log = process.log
         process.close()
         print(f"--- log of the daemon on {process.root}\n{log}")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes that share the tests."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def installation(shared_folder: Path) -> Path:
+    """What `make install` puts below a DESTDIR. Read it, or copy it; tests need `timeout(..., func_only=True)`."""
+    return made_once(shared_folder / "installation", installed)
+
+
+@pytest.fixture(scope="session")
+def package(shared_folder: Path) -> Path:
+    """The Debian package, a file; tests need `timeout(..., func_only=True)`."""
+    return made_once(shared_folder / "package", packaged)
 
 
 @pytest.hookimpl(optionalhook=True)
