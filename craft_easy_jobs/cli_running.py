@@ -38,6 +38,7 @@ def carry_out(name: str, asked: Asked, *, chain: bool = False, scope: "Scope | N
             _show_tracebacks()
         # A bar shows how far one run is, not many.
         live = display(plain=asked.as_json or chain or registry[name].options.per_tenant)
+        _tell_of_limits(name, chain)
         report = _Report(out, live, code_version(asked.modules), asked.as_json)
         tenants = read_directory(asked.tenants) if asked.tenants else None
         runner = JobRunner(tenants=tenants, on_stuck=report.give_and_exit)
@@ -153,6 +154,20 @@ def _tell_of_signal(count: int) -> None:
     # In a signal handler: the buffered stream may be in the middle of a write.
     with suppress(OSError):
         os.write(2, text.encode())
+
+
+def _tell_of_limits(name: str, chain: bool) -> None:
+    """Say what is not held here: this process is the author's own."""
+    from craft_easy_jobs.chaining import chains
+    from craft_easy_jobs.definition import registry
+
+    steps = chains[name].steps if name in chains else ()
+    jobs = [step.job for step in steps] if chain else [name]
+    for job in jobs:
+        if job in registry and (limit := registry[job].options.memory_limit_mb):
+            click.echo(
+                f"note: craft-easy-jobd holds job {job!r} to {limit} MB of memory; here it has no limit", err=True
+            )
 
 
 def _show_tracebacks() -> None:

@@ -3,8 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
+from craft_easy_jobd.accounting import Used
 from craft_easy_jobd.ledger import Again, Lease, Result, RunSpec
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.stopping import Cause
@@ -42,6 +44,8 @@ def verdict(
         completed_at=102.5,
         worker="w1",
         code_version="abc",
+        used=facts.get("used", Used()),
+        within_limit=facts.get("within_limit", False),
     )
     return judge(ended, budget=3, share=share)
 
@@ -68,6 +72,10 @@ def verdict(
         (None, {"interruptions": 3}, (RunState.FAILED, "worker_lost")),
         (None, {"on_interrupt": "fail"}, (RunState.FAILED, "worker_lost")),
         (None, {"bystander": True, "on_interrupt": "fail"}, (RunState.FAILED, "interrupted")),
+        (None, {"cause": Cause.OUT_OF_MEMORY, "failures": 2}, (RunState.FAILED, "out_of_memory")),
+        (None, {"cause": Cause.OUT_OF_MEMORY, "cancel_asked": True}, (RunState.FAILED, "out_of_memory")),
+        # It returned while its worker was being killed.
+        (RETURNED, {"cause": Cause.OUT_OF_MEMORY}, (RunState.COMPLETED, None)),
     ],
 )
 def test_a_result_ends_the_run(
@@ -115,6 +123,43 @@ def test_a_timeout_is_retried_like_a_failure() -> None:
     assert "7 s" in again.error
     final_one = verdict(CANCELLED, cause=Cause.TIMED_OUT, options=replace(OPTIONS, retries=0))
     assert isinstance(final_one, Result)
+
+
+def test_too_much_memory_is_retried_like_a_failure_and_says_what_to_do() -> None:
+    limited = replace(OPTIONS, isolation="process", memory_limit_mb=64)
+    used = Used(1.5, 80 * 1024**2)
+    again = verdict(None, cause=Cause.OUT_OF_MEMORY, options=limited, used=used)
+    assert isinstance(again, Again)
+    assert (again.reason, again.delay_seconds, again.interrupted) == ("out_of_memory", 4.0, False)
+    result = verdict(None, cause=Cause.OUT_OF_MEMORY, failures=2, options=limited, used=used)
+    assert isinstance(result, Result)
+    assert (result.cpu_seconds, result.peak_rss_bytes) == (1.5, 80 * 1024**2)
+    assert result.error == (
+        "out of memory; it used 80 MB with all that it started; it may use 64 MB: "
+        "let it hold less at a time, or raise its memory_limit_mb"
+    )
+
+
+@pytest.mark.parametrize("options", [OPTIONS, replace(OPTIONS, isolation="process", memory_limit_mb=64)])
+def test_a_machine_without_memory_is_not_blamed_on_the_limit(options: JobOptions) -> None:
+    facts = {"cause": Cause.OUT_OF_MEMORY, "failures": 2, "within_limit": True}
+    result = verdict(None, options=options, **facts)
+    assert isinstance(result, Result)
+    assert result.error == (
+        "out of memory: the kernel killed worker w1, for there was none left on the machine, or of what the service may "
+        "use (MemoryMax=); let it hold less at a time, or give the machine or the service more"
+    )
+
+
+def test_of_what_worker_and_supervisor_saw_it_is_the_more() -> None:
+    outcome = msgspec.structs.replace(RETURNED, cpu_seconds=0.25, peak_rss_bytes=50)
+    for used, expected in ((Used(), (0.25, 50)), (Used(0.5, 40), (0.5, 50)), (Used(None, 60), (0.25, 60))):
+        result = verdict(outcome, used=used)
+        assert isinstance(result, Result)
+        assert (result.cpu_seconds, result.peak_rss_bytes) == expected
+    nothing = verdict(RETURNED)
+    assert isinstance(nothing, Result)
+    assert (nothing.cpu_seconds, nothing.peak_rss_bytes) == (None, None)
 
 
 def test_an_interruption_costs_no_retry_and_no_delay() -> None:

@@ -187,6 +187,19 @@ def test_list_shows_options_parameters_and_chains() -> None:
     assert listed["chains"][0]["steps"][0]["job"] == "demo-settlement"
 
 
+def test_a_memory_limit_is_listed_and_that_it_is_not_held_here_is_told(tmp_path: Path) -> None:
+    source = "from craft_easy_jobs import *\n@job(name='a', memory_limit_mb=64)\nasync def a(ctx): ...\n"
+    (tmp_path / "my_jobs.py").write_text(source + "chain('c', steps=[ChainStep('a')])\n")
+    listed = craft("list", "--jobs", "my_jobs.py", cwd=tmp_path).stdout
+    assert "isolation process, memory 64 MB\n" in listed
+    note = "note: craft-easy-jobd holds job 'a' to 64 MB of memory; here it has no limit\n"
+    for command in (["run", "a"], ["chain", "run", "c"]):
+        process = craft(*command, "--json", "--jobs", "my_jobs.py", cwd=tmp_path)
+        assert (process.returncode, json.loads(process.stdout)["status"]) == (0, "completed")
+        assert process.stderr.startswith(note)
+    assert craft("chain", "run", "gone", "--jobs", "my_jobs.py", cwd=tmp_path).returncode == 2
+
+
 def test_list_finds_what_is_declared_wrongly(tmp_path: Path) -> None:
     source = "from craft_easy_jobs import *\n@job(name='a', params_schema=SCHEMA)\nasync def a(ctx): ...\n"
     chained = "chain('c', steps=[ChainStep('a'), ChainStep('gone')])\n"
