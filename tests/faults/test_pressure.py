@@ -5,20 +5,18 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import psutil
-import pytest
 
 from tests.faults.book import FORGIVING, NOBODY, Book, workplace
 from tests.faults.scale import chance, figures, scaled, whole
 from tests.support.daemon import DaemonProcess
+from tests.support.memory_groups import memory_group
 from tests.support.waiting import wait_until
 
 pytestmark = whole
 
 STOPS = scaled(40, 1000)
-MEMORY = Path("/sys/fs/cgroup/memory")
 
 
 @contextmanager
@@ -79,32 +77,12 @@ def test_without_descriptors_it_waits_and_recovers() -> None:
         assert book.settle(daemon) == []
 
 
-def memory_group() -> Path:
-    """A memory cgroup (version 1) of the test's own."""
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    own = next((line.split(":", 2)[2] for line in lines if line.split(":")[1] == "memory"), None)
-    if own is None or os.geteuid() != 0:
-        pytest.skip("needs root and a memory cgroup of version 1")
-    group = MEMORY / own.lstrip("/") / f"fault-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no memory cgroup can be made: {error}")
-    return group
-
-
 def test_a_worker_that_is_killed_for_its_memory() -> None:
-    group = memory_group()
-    try:
-        with serving() as (daemon, book):
-            (group / "memory.limit_in_bytes").write_text(str(160 << 20))
-            [worker] = workers(daemon)
-            (group / "cgroup.procs").write_text(str(worker))
-            neighbours = [book.drop("slow", seconds=1), book.drop("slow", seconds=1)]
-            wait_until(lambda: all((book.notes / run_id).exists() for run_id in neighbours))
-            book.drop("eats")
-            assert book.settle(daemon) == []
-            assert "SIGKILL" in daemon.log
-    finally:
-        wait_until(lambda: not (group / "cgroup.procs").read_text())
-        group.rmdir()
+    with memory_group(160 << 20) as group, serving() as (daemon, book):
+        [worker] = workers(daemon)
+        (group / "cgroup.procs").write_text(str(worker))
+        neighbours = [book.drop("slow", seconds=1), book.drop("slow", seconds=1)]
+        wait_until(lambda: all((book.notes / run_id).exists() for run_id in neighbours))
+        book.drop("eats")
+        assert book.settle(daemon) == []
+        assert "SIGKILL" in daemon.log

@@ -146,8 +146,8 @@ def test_a_machine_without_memory_is_not_blamed_on_the_limit(options: JobOptions
     result = verdict(None, options=options, **facts)
     assert isinstance(result, Result)
     assert result.error == (
-        "out of memory: the kernel killed worker w1, for there was none left on the machine, or of what the service may "
-        "use (MemoryMax=); let it hold less at a time, or give the machine or the service more"
+        "out of memory: the kernel killed worker w1, for there was none left on the machine, or of what the service "
+        "may use (MemoryMax=); let it hold less at a time, or give the machine or the service more"
     )
 
 

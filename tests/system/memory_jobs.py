@@ -50,6 +50,14 @@ async def limited_itself(ctx: JobContext) -> None:
     del held
 
 
+@job(name="hold-alone", isolation="process", timeout_seconds=60)
+async def hold_alone(ctx: JobContext) -> None:
+    """Hold memory without a limit of its own."""
+    held = bytearray(ctx.params["megabytes"] * 1024**2)
+    time.sleep(600)
+    del held
+
+
 @job(name="neighbour", timeout_seconds=60)
 async def neighbour(ctx: JobContext) -> str:
     while not ctx.should_stop():

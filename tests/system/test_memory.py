@@ -1,5 +1,7 @@
 """What runs use is counted, and who uses more than it may is ended; with the real daemon, by process tree."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -7,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.support.daemon import DaemonProcess
+from tests.support.memory_groups import memory_group
 from tests.support.waiting import wait_until
 from tests.system.memory_jobs import LIMIT_MB
 
@@ -25,6 +28,15 @@ def drop(jobd: DaemonProcess, name: str, **params: Any) -> str:
 def state(jobd: DaemonProcess, run_id: str) -> Any:
     """None before the request was taken in."""
     return jobd.call("GET", f"/v1/runs/{run_id}")[1].get("state")
+
+
+def ready(jobd: DaemonProcess, isolation: str) -> list[int]:
+    workers = jobd.status()["workers"]
+    return [each["pid"] for each in workers if (each["isolation"], each["state"]) == (isolation, "ready")]
+
+
+def busy(jobd: DaemonProcess) -> list[int]:
+    return [each["pid"] for each in jobd.status()["workers"] if each["busy"]]
 
 
 def test_a_run_whose_child_takes_too_much_is_ended_and_its_neighbours_go_on(daemon: Start) -> None:
@@ -56,7 +68,8 @@ def test_too_much_memory_is_a_failure_that_is_retried(daemon: Start) -> None:
     jobd = daemon(*JOBS)
     result = jobd.result(drop(jobd, "limited-itself"))
     assert (result["reason"], result["attempts"]) == ("out_of_memory", 2)
-    assert [entry["message"] for entry in result["logs"]] == ["attempt 1", "attempt 2"]
+    own = [entry["message"] for entry in result["logs"] if entry["level"] == "info"]
+    assert own == ["attempt 1", "attempt 2"]
 
 
 def test_what_a_child_uses_is_counted(daemon: Start) -> None:
@@ -71,6 +84,25 @@ def test_what_is_held_by_several_at_once_is_added_up(daemon: Start) -> None:
     jobd = daemon(*JOBS)
     result = jobd.result(drop(jobd, "limited", megabytes=LIMIT_MB * 2 // 3, children=2, seconds=60))
     assert result["reason"] == "out_of_memory"
+
+
+def test_a_worker_that_the_kernel_killed_for_its_memory_is_told_from_one_that_was_lost(daemon: Start) -> None:
+    with memory_group(150 * MB) as group:
+        jobd = daemon(*JOBS)
+        [worker] = wait_until(lambda: ready(jobd, "process"))
+        (group / "cgroup.procs").write_text(str(worker))
+        result = jobd.result(drop(jobd, "hold-alone", megabytes=300))
+        assert (result["reason"], result["attempts"]) == ("out_of_memory", 1)
+        assert result["error"].startswith("out of memory: the kernel killed worker d1, for there was none left")
+        [worker] = wait_until(lambda: ready(jobd, "process"))
+        run_id = drop(jobd, "hold-alone", megabytes=1)
+        wait_until(lambda: state(jobd, run_id) == "running")
+        for _ in range(4):
+            # Whoever else kills it, it is interrupted as ever.
+            [worker] = wait_until(lambda: busy(jobd))
+            os.kill(worker, signal.SIGKILL)
+            wait_until(lambda killed=worker: killed not in busy(jobd))
+        assert jobd.result(run_id)["reason"] == "worker_lost"
 
 
 def test_status_says_how_it_is_counted(daemon: Start) -> None:
