@@ -124,13 +124,13 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installation(shared_folder: Path) -> Path:
-    """What `make install` puts below a DESTDIR. Read it, or copy it; tests need `timeout(..., func_only=True)`."""
+    """What `make install` puts below a DESTDIR. To be read or copied, not changed."""
     return made_once(shared_folder / "installation", installed)
 
 
 @pytest.fixture(scope="session")
 def package(shared_folder: Path) -> Path:
-    """The Debian package, a file; tests need `timeout(..., func_only=True)`."""
+    """The file of the Debian package."""
     return made_once(shared_folder / "package", packaged)
 
 

@@ -21,7 +21,7 @@ SERVICE = (UNITS / "craft-easy-jobd.service").read_text()
 FOR_LATER_SYSTEMD = {"systemd-254.conf", "notify-reload.conf"}
 DROP_INS = sorted(path.name for path in (UNITS / "drop-ins").iterdir())
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
-SET_FOR_THE_SERVICE = {"root", "spool", "control_groups"}
+SET_FOR_THE_SERVICE = {"root", "spool", "allowed_groups"}
 
 needs_analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 

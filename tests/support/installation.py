@@ -6,8 +6,10 @@ Both take some 15 s, so the fixtures `installation` and `package` make them once
 import faulthandler
 import fcntl
 import os
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.daemon import PROJECT
@@ -23,8 +25,6 @@ def run_script(name: str, *arguments: str, **environment: str) -> str:
     Raises:
         AssertionError: it failed, or took longer than five minutes.
     """
-    # A guard of the tests would end them all, should a slow index make this take longer than a test may.
-    faulthandler.cancel_dump_traceback_later()
     ended = subprocess.run(
         [str(PROJECT / "systemd" / name), *arguments],
         env={**os.environ, "PYTHON": PYTHON, **environment},
@@ -63,8 +63,19 @@ def made_once(folder: Path, make: Callable[[Path], Path]) -> Path:
                 return False
             return True
 
-        faulthandler.cancel_dump_traceback_later()
-        wait_until(taken, within=_MAKING_SECONDS, every=0.1)
-        if not note.exists():
-            note.write_text(str(make(folder)))
+        with no_test_is_timed():
+            wait_until(taken, within=_MAKING_SECONDS, every=0.1)
+            if not note.exists():
+                note.write_text(str(make(folder)))
         return Path(note.read_text())
+
+
+@contextmanager
+def no_test_is_timed() -> Iterator[None]:
+    """For what is made once and has limits of its own: the test that asks first has as long as the others."""
+    faulthandler.cancel_dump_traceback_later()
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)

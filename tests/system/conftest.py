@@ -5,16 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.installation import installed
-from tests.support.machine import why_not
 from tests.support.service import Service, serviced
-
-
-@pytest.fixture(scope="session")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make install` puts below DESTDIR; not to be changed."""
-    assert why_not() is None, f"a real systemd must be there: {why_not()}"
-    return installed(tmp_path_factory.mktemp("installation"))
 
 
 @pytest.fixture(scope="module")
