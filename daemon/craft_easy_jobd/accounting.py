@@ -32,13 +32,16 @@ NOT_SEEN = Used()
 
 
 class Account(Protocol):
-    """Of one worker. All but `look` are called on the loop and take some 0.1 ms at the most."""
+    """Of one worker. Calls are for the loop and take some 0.1 ms, longer where there are many processes below it."""
 
     def begin(self, limit_bytes: int | None) -> None:
         """An attempt starts that has the worker to itself, under this limit."""
 
-    def look(self, *, enough: int | None = None) -> Footprint:
-        """What is used now; zeros when it is gone. Harmless in a thread, see `tree_footprint` for how long it takes."""
+    def look(self, *, enough: int | None = None, at_most: int | None = None) -> Footprint:
+        """What is used now; zeros when it is gone. Harmless in a thread; how long it takes: see `tree_footprint`."""
+
+    def left_over(self) -> int:
+        """Bytes used now beyond what was used when its first attempt began: what those before left in the worker."""
 
     def saw(self, footprint: Footprint) -> None:
         """A look while the attempt was under way."""
@@ -70,15 +73,21 @@ class TreeAccount:
         self._kills = kills
         self._kills_before = read_count(kills, "oom_kill")
         self._cpu_seconds = 0.0
+        self._at_first: int | None = None
         self._used = NOT_SEEN
 
     def begin(self, limit_bytes: int | None) -> None:
         self._kills_before = read_count(self._kills, "oom_kill")
-        self._cpu_seconds = self.look().cpu_seconds
+        before = self.look()
+        self._cpu_seconds = before.cpu_seconds
+        self._at_first = before.memory_bytes if self._at_first is None else self._at_first
         self._used = NOT_SEEN
 
-    def look(self, *, enough: int | None = None) -> Footprint:
-        return tree_footprint(self._pid, enough=enough)
+    def look(self, *, enough: int | None = None, at_most: int | None = None) -> Footprint:
+        return tree_footprint(self._pid, enough=enough, at_most=at_most)
+
+    def left_over(self) -> int:
+        return 0 if self._at_first is None else self.look().memory_bytes - self._at_first
 
     def saw(self, footprint: Footprint) -> None:
         self._used = Used(
@@ -108,6 +117,7 @@ class CgroupAccount:
         self._limited = self._closed = False
         self._peak: _Peak | None = None
         self._cpu_usec = 0
+        self._at_first: int | None = None
         self._events_before = self._events_after = _Events(0, 0)
         self._used = NOT_SEEN
 
@@ -116,12 +126,17 @@ class CgroupAccount:
             # Without oom.group, the kernel would choose one process, and the job would see a part of it fail.
             self._set(max=str(limit_bytes), swap="0", group="1")
             self._limited = True
+        if self._at_first is None:
+            self._at_first = _number(self._folder / "memory.current")
         self._peak = _Peak(self._folder / "memory.peak")
         self._cpu_usec = read_count(self._folder / "cpu.stat", "usage_usec")
         self._events_before = self._events()
         self._used = NOT_SEEN
 
-    def look(self, *, enough: int | None = None) -> Footprint:
+    def left_over(self) -> int:
+        return 0 if self._at_first is None else _number(self._folder / "memory.current") - self._at_first
+
+    def look(self, *, enough: int | None = None, at_most: int | None = None) -> Footprint:
         usec = read_count(self._folder / "cpu.stat", "usage_usec")
         return Footprint(_number(self._folder / "memory.current"), usec / 1e6)
 
@@ -194,7 +209,10 @@ class _Peak:
 
     def take(self) -> int:
         """Bytes, 0 when it is not known; once."""
-        peak = _number(self._path) if self._fd is None else int(os.pread(self._fd, 64, 0) or b"0")
+        peak = 0
+        # The cgroup may be gone.
+        with suppress(OSError):
+            peak = _number(self._path) if self._fd is None else int(os.pread(self._fd, 64, 0) or b"0")
         self._close()
         return peak if peak > self._before else 0
 

@@ -17,6 +17,8 @@ from craft_easy_jobs import __version__
 
 # More than a screen shows; `list --state running` has them all.
 _RUNNING_SHOWN = 100
+# A job may have thousands, and the loop waits for each to be looked at.
+_PROCESSES_COUNTED = 30
 
 
 def report(
@@ -52,7 +54,7 @@ def report(
 
 
 def _worker(worker: Worker, busy: int) -> WorkerStatus:
-    footprint = worker.account.look()
+    footprint = worker.account.look(at_most=_PROCESSES_COUNTED)
     return WorkerStatus(
         name=worker.name,
         pid=worker.pid,

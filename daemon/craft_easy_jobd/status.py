@@ -29,7 +29,8 @@ class Blocked(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A worker process. `cpu_seconds` since its start, `loop_lag_seconds` as it said last.
 
-    `cpu_seconds` and `rss_bytes` are those of the worker with all that its jobs started, as of `accounting`.
+    `cpu_seconds` and `rss_bytes` are those of the worker with what its jobs started, as of `accounting`; added up over
+    the process tree, 30 processes are counted.
     """
 
     name: str

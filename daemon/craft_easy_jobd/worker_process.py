@@ -144,6 +144,7 @@ class Worker:
     def close(self) -> None:
         """Nobody attends to it any more; once."""
         self.kill()
+        self.account.close()
         self.probe.close()
 
     async def gone(self) -> None:

@@ -13,7 +13,7 @@ from craft_easy_jobd import cgroups
 from craft_easy_jobd.accounting import CgroupAccount, TreeAccount, Used, read_count
 from craft_easy_jobd.cgroups import Cgroups, contain
 from craft_easy_jobd.containment import ProcessTrees, adopt_orphans
-from craft_easy_jobd.footprint import Footprint, tree_footprint
+from craft_easy_jobd.footprint import Footprint, descendants, tree_footprint
 
 MB = 1024**2
 FILES = {
@@ -139,6 +139,18 @@ def test_kills_of_an_earlier_attempt_do_not_count(group: Path) -> None:
     assert account.oom_kill() is None
 
 
+def test_what_earlier_attempts_left_behind_is_told_from_what_a_worker_needs(group: Path) -> None:
+    account = CgroupAccount(group)
+    assert account.left_over() == 0
+    account.begin(None)
+    fill(group, **{"memory.current": 90 * MB})
+    account.end()
+    assert account.left_over() == 50 * MB
+    account.begin(None)
+    assert account.left_over() == 50 * MB
+    account.end()
+
+
 def test_what_is_used_now_is_read(group: Path) -> None:
     assert CgroupAccount(group).look() == Footprint(40 * MB, 1.5)
 
@@ -241,6 +253,24 @@ def test_shared_memory_is_counted_once_where_it_matters(holding: Callable[[int, 
     assert tree_footprint(pid).memory_bytes > 4 * 60 * MB
     assert tree_footprint(pid, enough=1000 * MB).memory_bytes > 4 * 60 * MB
     assert 60 * MB < tree_footprint(pid, enough=100 * MB).memory_bytes < 120 * MB
+
+
+def test_a_look_can_be_bounded(holding: Callable[[int, int], int]) -> None:
+    pid = holding(60, 3)
+    assert len(descendants([pid])) == 4
+    assert len(descendants([pid], at_most=2)) == 2
+    assert 2 * 60 * MB < tree_footprint(pid, at_most=2).memory_bytes < 3 * 60 * MB
+
+
+def test_what_earlier_attempts_left_in_a_tree_is_told() -> None:
+    account = TreeAccount(os.getpid())
+    assert account.left_over() == 0
+    account.begin(None)
+    left = bytearray(50 * MB)
+    assert 40 * MB < account.left_over() < 60 * MB
+    account.begin(None)
+    assert 40 * MB < account.left_over() < 60 * MB
+    del left
 
 
 def test_a_process_that_is_gone_uses_nothing() -> None:
