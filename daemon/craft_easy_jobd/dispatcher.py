@@ -21,12 +21,14 @@ from craft_easy_jobd.stopping import Cause, Rung
 from craft_easy_jobd.verdicts import Ended, judge
 from craft_easy_jobd.worker_process import Worker
 from craft_easy_jobd.workforce import Workforce
-from craft_easy_jobs.definition import Isolation
+from craft_easy_jobs.definition import Isolation, JobOptions
 from craft_easy_jobs.wire import Entries, Outcome
 
 _ISOLATIONS: tuple[Isolation, ...] = ("shared", "process")
 # Beyond this many runs a claim would only make the first of them wait.
 _CLAIM_AT_MOST = 500
+# This share of a memory limit may be taken by what earlier attempts left in the worker.
+_LEFT_OVER = 0.25
 _UNKNOWN_JOB = "job {!r} is no longer registered; restore its module or submit the request for another job"
 
 
@@ -121,12 +123,12 @@ class Dispatcher:
         if options is None:
             self._finish([(lease, _unstarted(lease, "unknown_job", _UNKNOWN_JOB.format(lease.spec.job)))])
             return
-        worker = self._workforce.roomiest(lease.spec.isolation)
+        worker = _fit(self._workforce.roomiest(lease.spec.isolation), options)
         if worker is None:
             # The worker that had the room is gone since; the next one that is ready takes the lease.
             self._homeless.append(lease)
-            return
-        self._attempts.start(lease, options, worker, catalogue.code_version)
+        else:
+            self._attempts.start(lease, options, worker, catalogue.code_version)
         if lease.spec.isolation == "process":
             self._workforce.want_dedicated()
 
@@ -228,6 +230,15 @@ class Dispatcher:
 
     def _logged(self, chunks: list[LogChunk], _written: None) -> None:
         self._bell.ring(chunk.run_id for chunk in chunks)
+
+
+def _fit(worker: Worker | None, options: JobOptions) -> Worker | None:
+    """The worker, None when earlier attempts left so much in it that this one would end for it; that one leaves."""
+    limit = options.memory_limit_bytes
+    if worker is None or limit is None or worker.account.left_over() <= limit * _LEFT_OVER:
+        return worker
+    worker.leave()
+    return None
 
 
 def _facts(

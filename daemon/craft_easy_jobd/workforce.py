@@ -114,7 +114,7 @@ class Workforce:
         The next one is started when the last one is taken, so that a run seldom waits for a start.
         """
         dedicated = list(self._of("process"))
-        idle = any(self._attempts.load(worker) == 0 and not worker.stuck for worker in dedicated)
+        idle = any(self._attempts.load(each) == 0 and not (each.stuck or each.leaving) for each in dedicated)
         spare = self._coming["process"] or idle
         if not spare and not self._closing and len(dedicated) < self._settings.dedicated_workers:
             self._start("process", after=0.0)

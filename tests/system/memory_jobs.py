@@ -1,6 +1,7 @@
 """Jobs that use memory and CPU time, themselves or in processes that they start."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -56,6 +57,15 @@ async def hold_alone(ctx: JobContext) -> None:
     held = bytearray(ctx.params["megabytes"] * 1024**2)
     time.sleep(600)
     del held
+
+
+_left: list[bytearray] = []
+
+
+@job(name="leaves-much", isolation="process", timeout_seconds=60)
+async def leaves_much(ctx: JobContext) -> int:
+    _left.append(bytearray(ctx.params["megabytes"] * 1024**2))
+    return os.getpid()
 
 
 @job(name="neighbour", timeout_seconds=60)

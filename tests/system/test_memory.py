@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.support.daemon import DaemonProcess
 from tests.support.memory_groups import memory_group
 from tests.support.waiting import wait_until
@@ -84,6 +86,15 @@ def test_what_is_held_by_several_at_once_is_added_up(daemon: Start) -> None:
     jobd = daemon(*JOBS)
     result = jobd.result(drop(jobd, "limited", megabytes=LIMIT_MB * 2 // 3, children=2, seconds=60))
     assert result["reason"] == "out_of_memory"
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_a_run_does_not_pay_for_what_earlier_ones_left_in_the_worker(daemon: Start, workers: str) -> None:
+    jobd = daemon(*JOBS, "--dedicated-workers", workers)
+    assert jobd.result(drop(jobd, "leaves-much", megabytes=LIMIT_MB))["status"] == "completed"
+    for _ in range(3):
+        result = jobd.result(drop(jobd, "limited", megabytes=LIMIT_MB // 4, seconds=0.5))
+        assert (result["status"], result["attempts"]) == ("completed", 1)
 
 
 def test_a_worker_that_the_kernel_killed_for_its_memory_is_told_from_one_that_was_lost(daemon: Start) -> None:
