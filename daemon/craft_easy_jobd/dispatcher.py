@@ -29,6 +29,7 @@ _ISOLATIONS: tuple[Isolation, ...] = ("shared", "process")
 _CLAIM_AT_MOST = 500
 # This share of a memory limit may be taken by what earlier attempts left in the worker.
 _LEFT_OVER = 0.25
+_UNSTARTED = "not started yet"
 _UNKNOWN_JOB = "job {!r} is no longer registered; restore its module or submit the request for another job"
 
 
@@ -122,13 +123,14 @@ class Dispatcher:
         options = catalogue.jobs.get(lease.spec.job)
         if options is None:
             self._finish([(lease, _unstarted(lease, "unknown_job", _UNKNOWN_JOB.format(lease.spec.job)))])
-            return
-        worker = _fit(self._workforce.roomiest(lease.spec.isolation), options)
-        if worker is None:
+        elif options.memory_limit_mb is not None and lease.spec.isolation == "shared":
+            # Queued before its job got the limit.
+            self._give_back([lease], "process")
+        elif worker := _fit(self._workforce.roomiest(lease.spec.isolation), options):
+            self._attempts.start(lease, options, worker, catalogue.code_version)
+        else:
             # The worker that had the room is gone since; the next one that is ready takes the lease.
             self._homeless.append(lease)
-        else:
-            self._attempts.start(lease, options, worker, catalogue.code_version)
         if lease.spec.isolation == "process":
             self._workforce.want_dedicated()
 
@@ -136,8 +138,8 @@ class Dispatcher:
         for _ in range(len(self._homeless)):
             self._place(self._homeless.popleft())
 
-    def _give_back(self, leases: Iterable[Lease]) -> None:
-        self._retry([Again(lease, "interrupted", "not started yet", interrupted=True) for lease in leases])
+    def _give_back(self, leases: Iterable[Lease], to: Isolation | None = None) -> None:
+        self._retry([Again(lease, "interrupted", _UNSTARTED, interrupted=True, isolation=to) for lease in leases])
 
     def _set_alarm(self, due: float | None) -> None:
         """Kick when the next scheduled or retrying run is due."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +96,25 @@ def test_a_run_does_not_pay_for_what_earlier_ones_left_in_the_worker(daemon: Sta
     for _ in range(3):
         result = jobd.result(drop(jobd, "limited", megabytes=LIMIT_MB // 4, seconds=0.5))
         assert (result["status"], result["attempts"]) == ("completed", 1)
+
+
+def test_runs_that_were_queued_before_their_job_got_a_limit_are_held_to_it(daemon: Start, tmp_path: Path) -> None:
+    source = "import asyncio\nfrom craft_easy_jobs import job\n@job(name='late'LIMIT)\nasync def late(ctx): ...\n"
+    source += "@job(name='wait')\nasync def wait(ctx): await asyncio.sleep(600)\n"
+    module = tmp_path / "my_jobs.py"
+    module.write_text(source.replace("LIMIT", ""))
+    options = ("--jobs", str(module), "--workers", "1", "--slots", "1", "--cgroup", "off")
+    jobd = daemon(*options)
+    waiting = drop(jobd, "wait")
+    wait_until(lambda: state(jobd, waiting) == "running")
+    run_id = drop(jobd, "late")
+    wait_until(lambda: state(jobd, run_id) == "queued")
+    jobd.kill()
+    module.write_text(source.replace("LIMIT", ", memory_limit_mb=64"))
+    jobd.start()
+    jobd.call("POST", f"/v1/runs/{waiting}/cancel", {"force": True})
+    result = jobd.result(run_id)
+    assert (result["status"], result["worker"]) == ("completed", "d1")
 
 
 def test_a_worker_that_the_kernel_killed_for_its_memory_is_told_from_one_that_was_lost(daemon: Start) -> None:
