@@ -5,9 +5,8 @@ way, share one commit; they are applied in the order of the calls, so `submit` a
 without awaiting in between admit and start a run with one fsync. Times are Unix seconds (UTC).
 """
 
-from asyncio import Future
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -16,6 +15,10 @@ from craft_easy_jobd.states import RunState
 from craft_easy_jobs.chaining import ChainStep
 from craft_easy_jobs.definition import Isolation, OnInterrupt
 from craft_easy_jobs.scopes import Scope
+
+if TYPE_CHECKING:
+    # The publishing process has no loop, and no need of its modules.
+    from asyncio import Future
 
 Kind = Literal["job", "fan_out", "chain"]
 # Runs that have children take no slot.
@@ -168,6 +171,13 @@ class LogChunk(NamedTuple):
     warnings: int
 
 
+class RunEnd(NamedTuple):
+    """One end of a run: a run that was put back and ends again has another `token`."""
+
+    seq: int
+    token: int
+
+
 class Run(msgspec.Struct, frozen=True):
     """All that the ledger knows of a run, without its log.
 
@@ -191,6 +201,10 @@ class Run(msgspec.Struct, frozen=True):
     warnings: int
     log_count: int
     published: bool
+
+    @property
+    def end(self) -> RunEnd:
+        return RunEnd(self.seq, self.token)
 
 
 class Ended(NamedTuple):
@@ -223,20 +237,20 @@ class Ledger(Protocol):
         """Commit what was called before, then close. Twice is harmless."""
 
     # -- producers and readers
-    def submit(self, specs: Sequence[RunSpec], *, came_in: Slice | None = None) -> Future[list[Submitted]]:
+    def submit(self, specs: Sequence[RunSpec], *, came_in: Slice | None = None) -> "Future[list[Submitted]]":
         """Add runs as `queued`, or `scheduled` when `not_before` lies ahead; idempotent by run_id.
 
         `came_in`: the files of these runs, in their order. Those of the runs that are new are kept in mind by the same
         transaction, until `let_go`.
         """
 
-    def cancel(self, run_id: str) -> Future[Cancelled | None]:
+    def cancel(self, run_id: str) -> "Future[Cancelled | None]":
         """End a waiting run as `failed`/`cancelled`; mark an active one `stopping`; leave a final one alone.
 
         The same for all that are below it. None when there is no such run.
         """
 
-    def rerun(self, run_id: str) -> Future[RunState | None]:
+    def rerun(self, run_id: str) -> "Future[RunState | None]":
         """Put a failed run back to `queued`; of a run with children those that failed, and of all above it itself.
 
         Leaves a run alone that has not failed. Returns the state after it, None when there is no such run.
@@ -263,24 +277,24 @@ class Ledger(Protocol):
         """
 
     # -- the host that executes
-    def claim(self, n: int, *, isolation: Isolation = "shared") -> Future[list[Lease]]:
+    def claim(self, n: int, *, isolation: Isolation = "shared") -> "Future[list[Lease]]":
         """Give out up to n runs that may start now; they become `running`.
 
         Highest priority first; within a priority tenants take turns, each with its oldest run. Runs with children
         that may start now get their children first.
         """
 
-    def log(self, chunks: Sequence[LogChunk]) -> Future[None]:
+    def log(self, chunks: Sequence[LogChunk]) -> "Future[None]":
         """Append log entries; those with an old token are dropped."""
 
-    def finish(self, results: Sequence[tuple[Lease, Result]], *, then: Sequence[RunSpec] = ()) -> Future[list[bool]]:
+    def finish(self, results: Sequence[tuple[Lease, Result]], *, then: Sequence[RunSpec] = ()) -> "Future[list[bool]]":
         """End runs, and submit their successors in the same transaction. False: fenced, nothing written for it.
 
         What follows for the runs above them is done in that transaction, too: next steps start, and a run whose last
         child ended ends.
         """
 
-    def retry(self, again: Sequence[Again]) -> Future[list[bool]]:
+    def retry(self, again: Sequence[Again]) -> "Future[list[bool]]":
         """Put runs back for their next attempt. False: fenced, nothing written for it."""
 
     async def reap(self, *, budget: int) -> int:
@@ -294,7 +308,7 @@ class Ledger(Protocol):
     async def slices(self) -> list[Slice]:
         """The files that are kept in mind, in the order of their numbers."""
 
-    def let_go(self, *, named: Sequence[int], gone: Sequence[int]) -> Future[None]:
+    def let_go(self, *, named: Sequence[int], gone: Sequence[int]) -> "Future[None]":
         """Of these slices all files are `named`; those slices are not kept in mind any more."""
 
     # -- publishing
@@ -304,8 +318,8 @@ class Ledger(Protocol):
         May return fewer than `limit` when their logs are large; none only when none is left.
         """
 
-    def mark_published(self, ended: Sequence[Run]) -> Future[None]:
-        """The result files of these runs, as they were read, are durable; of one that was put back since: no change.
+    def mark_published(self, ends: Sequence[RunEnd]) -> "Future[None]":
+        """The result files of these ends are durable; of a run that was put back since: no change.
 
         May take its time, so that it shares the commit of others.
         """

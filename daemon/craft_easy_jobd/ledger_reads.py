@@ -1,64 +1,22 @@
-"""All that is read from the ledger, and the thread that reads: nothing here can write or hold up the writer."""
+"""All that is read from the ledger; the supervisor reads in a thread, the publishing process has no loop at all."""
 
-import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import msgspec
 
-from craft_easy_jobd.errors import LedgerError
-from craft_easy_jobd.ledger import Ended, RequestFile, Run, Slice
-from craft_easy_jobd.ledger_rows import SELECT_RUNS, SELECT_UNPUBLISHED, ended_run, run_of
-from craft_easy_jobd.ledger_schema import LIVE, open_reader, state_is
+from craft_easy_jobd.ledger import Ended, RequestFile, Run, RunEnd, Slice
+from craft_easy_jobd.ledger_rows import SELECT_ENDED, SELECT_RUNS, ended_run, run_of
+from craft_easy_jobd.ledger_schema import LIVE, state_is
 from craft_easy_jobd.states import FINAL, RunState
 
-T = TypeVar("T")
-
 MAX_UNPUBLISHED_BYTES = 64 * 1024 * 1024
-_WHOLE_LOG = "SELECT upto, warnings, entries FROM log WHERE seq = ? ORDER BY upto"
+_UNPUBLISHED = "SELECT seq, token FROM unpublished WHERE seq > ? ORDER BY seq"
+_LOGS = "SELECT seq, upto, warnings, entries FROM log WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq, upto"
 _files = msgspec.msgpack.Decoder(list[RequestFile])
 _entries = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-class Reader:
-    """One read-only connection in a thread of its own; opened at its first use."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
-        self._db: sqlite3.Connection | None = None
-        self._closed = False
-
-    async def call(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        """Read in the thread.
-
-        Raises:
-            LedgerError: the ledger is closed or cannot be read.
-        """
-        if self._closed:
-            raise LedgerError(f"{self._path}: the ledger is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, read)
-
-    async def close(self) -> None:
-        """Close after what was called before."""
-        if not self._closed:
-            self._closed = True
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
-            self._thread.shutdown()
-
-    def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        try:
-            self._db = self._db or open_reader(self._path)
-            return read(self._db)
-        except sqlite3.Error as error:
-            raise LedgerError(f"{self._path}: cannot read the ledger: {error}") from error
-
-    def _close(self) -> None:
-        if self._db is not None:
-            self._db.close()
 
 
 def get(db: sqlite3.Connection, run_id: str) -> Run | None:
@@ -118,18 +76,34 @@ def slices(db: sqlite3.Connection) -> list[Slice]:
     return [Slice(number, _files.decode(files), bool(named)) for number, files, named in rows]
 
 
+def unpublished_ends(db: sqlite3.Connection, after: int = 0) -> Iterator[RunEnd]:
+    """In the order of `seq`."""
+    return map(RunEnd._make, db.execute(_UNPUBLISHED, (after,)))
+
+
 def unpublished(db: sqlite3.Connection, after: int, limit: int) -> list[Ended]:
-    """Up to `limit`, fewer once their logs exceed MAX_UNPUBLISHED_BYTES, and none only when none is left."""
-    ended: list[Ended] = []
+    return ended(db, [end.seq for end in islice(unpublished_ends(db, after), max(limit, 0))])
+
+
+def ended(db: sqlite3.Connection, seqs: Sequence[int]) -> list[Ended]:
+    """These runs in the order of `seq`; only the first ones when all hold more than MAX_UNPUBLISHED_BYTES."""
+    wanted = (msgspec.json.encode(seqs).decode(),)
+    found: list[Ended] = []
     size = 0
-    for row in db.execute(SELECT_UNPUBLISHED, (after, max(limit, 0))):
+    chunks = db.execute(_LOGS, wanted)
+    chunk = chunks.fetchone()
+    for row in db.execute(SELECT_ENDED, wanted):
+        log: list[Any] = []
+        while chunk and chunk[0] == row[0]:
+            log.append(chunk)
+            chunk = chunks.fetchone()
+        _, upto, warnings, _ = log[-1] if log else (0, 0, 0, b"")
+        run = ended_run(row, warnings, upto)
+        found.append(Ended(run, _array([entries for *_, entries in log])))
+        size += len(found[-1].logs) + len(run.spec.params) + len(run.result.result if run.result else b"")
         if size > MAX_UNPUBLISHED_BYTES:
             break
-        chunks = db.execute(_WHOLE_LOG, row[:1]).fetchall()
-        upto, warnings, _ = chunks[-1] if chunks else (0, 0, b"")
-        ended.append(Ended(ended_run(row, warnings, upto), _array([entries for *_, entries in chunks])))
-        size += len(ended[-1].logs)
-    return ended
+    return found
 
 
 def _array(chunks: Sequence[bytes]) -> bytes:

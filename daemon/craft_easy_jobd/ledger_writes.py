@@ -8,7 +8,7 @@ import msgspec
 
 from craft_easy_jobd import ledger_families as families
 from craft_easy_jobd.interruptions import after_interruption
-from craft_easy_jobd.ledger import Again, Cancelled, Lease, LogChunk, Result, Run, RunSpec, Slice, Submitted
+from craft_easy_jobd.ledger import Again, Cancelled, Lease, LogChunk, Result, RunEnd, RunSpec, Slice, Submitted
 from craft_easy_jobd.ledger_families import Gone
 from craft_easy_jobd.ledger_moves import LEASED, LOG_ACTIVE, add, end, end_waiting, failed, reopen, state_at
 from craft_easy_jobd.ledger_rows import LEASE, SPEC, lease_of
@@ -184,8 +184,8 @@ def let_go(db: sqlite3.Connection, named: Sequence[int], gone: Sequence[int]) ->
     db.executemany("DELETE FROM slices WHERE number = ?", [(number,) for number in gone])
 
 
-def mark_published(db: sqlite3.Connection, ended: Sequence[Run]) -> None:
-    db.executemany("DELETE FROM unpublished WHERE seq = ? AND token = ?", [(run.seq, run.token) for run in ended])
+def mark_published(db: sqlite3.Connection, ends: Sequence[RunEnd]) -> None:
+    db.executemany("DELETE FROM unpublished WHERE seq = ? AND token = ?", ends)
 
 
 def reap(db: sqlite3.Connection, now: float, turns: Turns, budget: int, limit: int) -> int:

@@ -44,6 +44,7 @@ class Pool:
         self._starting = asyncio.Lock()
         self._attending: set[asyncio.Task[None]] = set()
         self._started: Counter[Isolation] = Counter()
+        self._helpers: list[asyncio.subprocess.Process] = []
         self._closing = False
 
     async def start_worker(self, isolation: Isolation) -> Worker:
@@ -76,6 +77,17 @@ class Pool:
             worker.kill()
         return worker
 
+    async def start_helper(self, module: str, options: msgspec.Struct, fd: int) -> asyncio.subprocess.Process:
+        """Start a process of the daemon's own, which runs no jobs; whoever asks for it sees to its end.
+
+        Raises:
+            OSError: no process can be started now.
+        """
+        async with self._starting:
+            helper = await self._exec(module, options, fd)
+            self._helpers = [each for each in (*self._helpers, helper) if each.returncode is None]
+        return helper
+
     async def close(self, *, grace: float) -> None:
         """Let all workers leave, and kill those that have not after `grace` seconds; never hangs."""
         self._closing = True
@@ -103,18 +115,22 @@ class Pool:
             stack=probe.stack,
             cgroup=self._containment.cgroup(name),
         )
+        return await self._exec("craft_easy_jobs.worker", options, fd, probe.board, probe.stack)
+
+    async def _exec(self, module: str, options: msgspec.Struct, *fds: int) -> asyncio.subprocess.Process:
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_WORKERS}
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "craft_easy_jobs.worker", msgspec.json.encode(options).decode()),
+            *(sys.executable, "-m", module, msgspec.json.encode(options).decode()),
             stdin=asyncio.subprocess.DEVNULL,
             env=inherited | self._containment.environment,
-            pass_fds=(fd, probe.board, probe.stack),
+            pass_fds=fds,
             start_new_session=True,
         )
 
     async def _sweep(self, worker: Worker) -> list[int] | None:
         async with self._starting:
             spared = {pid for each in self.workers.values() for pid in _untouched(each, worker)}
+            spared.update(helper.pid for helper in self._helpers if helper.returncode is None)
             pid = worker.pid if worker.returncode is None else None
             return await asyncio.to_thread(self._containment.sweep, worker.name, pid, spared)
 

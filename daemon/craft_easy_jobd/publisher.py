@@ -1,49 +1,72 @@
-"""From the ledger to results/: writes the JobResult file of each run that has ended."""
+"""From the ledger to results/, the supervisor's side: keeps the publishing process there, and marks what it wrote."""
 
 import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
 
-from craft_easy_jobd.errors import LedgerError
-from craft_easy_jobd.folders import PRIVATE, SyncError, folder, make_apart, require_folders, sync, sync_all
-from craft_easy_jobd.lane import Lane
-from craft_easy_jobd.ledger import Ended, Ledger, Run
-from craft_easy_jobd.results import job_result
+import msgspec
+
+from craft_easy_jobd.errors import EX_CANTCREAT, FolderError
+from craft_easy_jobd.folders import SyncError
+from craft_easy_jobd.ledger import Ledger, RunEnd
+from craft_easy_jobd.publishing import Answer, Broken, Durable, Options, decode_answer
+from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.trouble import Trouble
-from craft_easy_jobs.model import encode_result
+from craft_easy_jobd.worker_process import KILL_SECONDS, signal_name
 
 logger = logging.getLogger("craft_easy_jobd.publisher")
 
-BATCH = 500
-# So few files are synced one by one: to sync the file system would wait for what others write to it as well.
-_FEW = 3
+MODULE = "craft_easy_jobd.publishing"
 _MARK_AGAIN_SECONDS = 0.2
+# It has so long to end when it is let go: for the batch that it is writing.
+_LEAVE_SECONDS = 5.0
+# Whoever waits for all to be published gives up after so many processes that died of it, or so long without a word.
+_HOPELESS_DEATHS = 3
+_SILENT_SECONDS = 60.0
+_PACKET_BYTES = 1024 * 1024
+
+# (module, its options, a file descriptor for it) -> the process
+StartHelper = Callable[[str, msgspec.Struct, int], Awaitable[asyncio.subprocess.Process]]
 
 
 class Publisher:
-    """Publishes in batches; what a crash or a full disk left unpublished is written again, whole, under the same name.
+    """Has one publishing process at a time, and another one when it dies.
 
-    `published` is called with the run ids whose files are durable.
+    Args:
+        published: called with the run ids whose files are durable.
 
     Attributes:
+        pid: of the process, None while there is none.
         looked: set once the results folder was looked at, and used or found to be out of reach for now.
     """
 
-    def __init__(self, results_dir: Path, ledger: Ledger, *, published: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        *,
+        start: StartHelper,
+        published: Callable[[Sequence[str]], None],
+    ) -> None:
+        self.pid: int | None = None
         self.looked = asyncio.Event()
-        self._writer = _Writer(results_dir)
+        self._settings = settings
         self._ledger = ledger
+        self._start = start
         self._published = published
-        self._lane = Lane("publisher")
-        self._marking: set[tuple[int, int]] = set()
-        self._prepared = False
         self._trouble = Trouble(logger)
-        self._woken = asyncio.Event()
-        self._woken.set()
+        self._deaths = 0
+        self._sock: socket.socket | None = None
+        # Asked to look, and not answered yet; what wakes it meanwhile asks again after the answer.
+        self._looking = False
+        self._woken = True
+        self._words = 0
+        self._waiting: list[asyncio.Future[bool]] = []
+        self._answered_next: list[asyncio.Future[bool]] = []
 
     @property
     def problem(self) -> str | None:
@@ -52,7 +75,8 @@ class Publisher:
 
     def wake(self) -> None:
         """Runs have ended."""
-        self._woken.set()
+        self._woken = True
+        self._ask()
 
     async def run(self) -> None:
         """Publish what is there and what comes, until cancelled.
@@ -62,122 +86,135 @@ class Publisher:
             SyncError: the disk failed; nothing was marked as published that may not be there.
         """
         while True:
-            await self._woken.wait()
-            self._woken.clear()
-            if not await self.drain():
-                await asyncio.sleep(self._trouble.delay)
-                self._woken.set()
+            try:
+                self._lost(await self._one_life())
+            except OSError as error:
+                self._lost(f"cannot start the publishing process: {error.strerror}")
+            # One death may have been an accident.
+            await asyncio.sleep(0 if self._deaths == 1 else self._trouble.delay)
 
     async def drain(self) -> bool:
-        """Publish all that is there. False: something is in the way, see `problem`. Raises as `run` does."""
-        try:
-            if not self._prepared:
-                await self._lane.call(self._writer.prepare)
-                self._prepared = True
-            self.looked.set()
-            await self._publish_all()
-        except SyncError:
-            raise
-        except (OSError, LedgerError) as error:
-            self._trouble.meet(error)
-            self.looked.set()
+        """Publish all that is there. False: something is in the way, see `problem`. Only while `run` runs."""
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(answer)
+        self.wake()
+        words = -1
+        while not answer.done() and words != self._words:
+            words = self._words
+            await asyncio.wait({answer}, timeout=_SILENT_SECONDS)
+        if not answer.done():
+            self._trouble.meet(TimeoutError(f"the publishing process {self.pid} says nothing"))
             return False
-        self._trouble.clear()
-        return True
+        return answer.result()
 
-    def close(self) -> None:
-        """End the thread. Twice is harmless."""
-        self._lane.close()
+    async def _one_life(self) -> str:
+        """Have a process until it has ended; returns how it did."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            ours.setblocking(False)
+            with theirs:
+                process = await self._start(MODULE, self._options(theirs.fileno()), theirs.fileno())
+            self.pid, self._sock = process.pid, ours
+            try:
+                self.wake()
+                await self._listen(ours)
+            finally:
+                self._sock = None
+                ours.close()
+                await _let_go(process)
+            if process.returncode is None:
+                # Only one may write at a time.
+                self._trouble.meet(OSError(f"SIGKILL does not end process {process.pid}: it hangs in the kernel"))
+            code = await process.wait()
+            self.pid = None
+            died = f"was killed by {signal_name(-code)}" if code < 0 else f"ended by itself with code {code}"
+            return f"the publishing process {died}"
 
-    async def _publish_all(self) -> None:
-        # What ends after the last look wakes the publisher again.
-        after = 0
-        while batch := await self._ledger.unpublished(after=after, limit=BATCH):
-            after = batch[-1].run.seq
-            if new := [ended for ended in batch if (ended.run.seq, ended.run.token) not in self._marking]:
-                await self._publish(new)
+    def _options(self, fd: int) -> Options:
+        settings = self._settings
+        return Options(fd=fd, parent=os.getpid(), ledger=str(settings.ledger_path), results=str(settings.results_dir))
 
-    async def _publish(self, batch: Sequence[Ended]) -> None:
-        written, error = await self._lane.call(self._writer.write, batch)
-        if written:
-            self._mark([ended.run for ended in written])
-            self._published([ended.run.spec.run_id for ended in written])
-        if error is not None:
-            raise error
+    def _lost(self, problem: str) -> None:
+        self._trouble.meet(ChildProcessError(problem))
+        self._deaths += 1
+        self._looking = False
+        self._waiting += self._answered_next
+        self._answered_next = []
+        if self._deaths >= _HOPELESS_DEATHS:
+            self.looked.set()
+            _settle(self._waiting, answer=False)
+            self._waiting = []
 
-    def _mark(self, runs: Sequence[Run]) -> None:
-        # Not waited for: the mark may come with a later commit, and is kept here until then.
-        marks = {(run.seq, run.token) for run in runs}
-        answer = self._ledger.mark_published(runs)
-        self._marking |= marks
-        answer.add_done_callback(partial(self._marked, marks))
+    async def _listen(self, sock: socket.socket) -> None:
+        """Take in what it says until it is gone."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            while packet := await loop.sock_recv(sock, _PACKET_BYTES):
+                self._take(decode_answer(packet))
 
-    def _marked(self, marks: set[tuple[int, int]], answer: "asyncio.Future[None]") -> None:
-        self._marking -= marks
+    def _ask(self) -> None:
+        if self._sock is None or self._looking or not self._woken:
+            return
+        self._looking, self._woken = True, False
+        self._answered_next, self._waiting = self._waiting, []
+        # Whoever listens notices when it is gone.
+        with contextlib.suppress(OSError):
+            self._sock.send(b"\n")
+
+    def _take(self, answer: Answer) -> None:
+        self._words += 1
+        match answer:
+            case Durable():
+                self._mark(answer.ends)
+                self._published(answer.run_ids)
+            case Broken():
+                raise (FolderError if answer.exit_code == EX_CANTCREAT else SyncError)(answer.problem)
+            case _:
+                self._has_looked(answer.problem)
+
+    def _has_looked(self, problem: str | None) -> None:
+        self._looking = False
+        self._deaths = 0
+        if problem is None:
+            self._trouble.clear()
+        else:
+            self._trouble.meet(OSError(problem))
+            asyncio.get_running_loop().call_later(self._trouble.delay, self.wake)
+        self.looked.set()
+        _settle(self._answered_next, answer=problem is None)
+        self._answered_next = []
+        self._ask()
+
+    def _mark(self, ends: Sequence[RunEnd]) -> None:
+        # Not waited for: the mark may come with a later commit.
+        self._ledger.mark_published(ends).add_done_callback(partial(self._marked, ends))
+
+    def _marked(self, ends: Sequence[RunEnd], answer: "asyncio.Future[None]") -> None:
         if not answer.cancelled() and answer.exception() is not None:
             # The results are out; that the ledger cannot be written is said by those whose news it cannot take.
-            asyncio.get_running_loop().call_later(_MARK_AGAIN_SECONDS, self.wake)
+            asyncio.get_running_loop().call_later(_MARK_AGAIN_SECONDS, self._mark, ends)
 
 
-class _Writer:
-    """Result files of one folder; called in the publisher's thread."""
-
-    def __init__(self, results_dir: Path) -> None:
-        self._results = results_dir
-        self._drafts = results_dir / ".tmp"
-
-    def prepare(self) -> None:
-        """Make the folders, and sweep drafts that a crash left.
-
-        Raises:
-            FolderError: they cannot be used.
-        """
-        make_apart(self._results)
-        require_folders({self._results: PRIVATE, self._drafts: PRIVATE})
-        for draft in self._drafts.iterdir():
-            draft.unlink()
-
-    def write(self, batch: Sequence[Ended]) -> tuple[Sequence[Ended], OSError | None]:
-        """Make the result files of a batch durable; returns those that are, and what kept the others from it.
-
-        Raises:
-            SyncError: nobody knows which are.
-        """
-        few = len(batch) <= _FEW
-        with folder(self._results) as results, folder(self._drafts) as drafts:
-            written, error = self._draft(batch, drafts, synced=few)
-            if written:
-                # Content before names: a file that is seen under its name is whole, after a power cut too.
-                if not few:
-                    sync_all(drafts, str(self._drafts))
-                for name in map(_name, written):
-                    os.rename(name, name, src_dir_fd=drafts, dst_dir_fd=results)
-                sync(results, str(self._results))
-            return written, error
-
-    def _draft(self, batch: Sequence[Ended], drafts: int, *, synced: bool) -> tuple[Sequence[Ended], OSError | None]:
-        for index, ended in enumerate(batch):
-            try:
-                _write(_name(ended), encode_result(job_result(ended)), drafts, synced=synced)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.unlink(_name(ended), dir_fd=drafts)
-                return batch[:index], error
-        return batch, None
+def _settle(waiting: list["asyncio.Future[bool]"], *, answer: bool) -> None:
+    for each in waiting:
+        if not each.done():
+            each.set_result(answer)
 
 
-def _name(ended: Ended) -> str:
-    return f"{ended.run.spec.run_id}.json"
-
-
-def _write(name: str, data: bytes, drafts: int, *, synced: bool) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, mode=0o640, dir_fd=drafts)
+async def _let_go(process: asyncio.subprocess.Process) -> None:
+    """Wait for its end, and kill it when that does not come; not for ever."""
     try:
-        written = os.write(fd, data)
-        while written < len(data):
-            written += os.write(fd, memoryview(data)[written:])
-        if synced:
-            sync(fd, name)
+        if await _ends(process, _LEAVE_SECONDS):
+            return
     finally:
-        os.close(fd)
+        if process.returncode is None:
+            process.kill()
+    await _ends(process, KILL_SECONDS)
+
+
+async def _ends(process: asyncio.subprocess.Process, within: float) -> bool:
+    try:
+        await asyncio.wait_for(process.wait(), within)
+    except TimeoutError:
+        return False
+    return True

@@ -49,9 +49,10 @@ def status_text(status: Document) -> str:
     """The whole of `status`, in blocks."""
     ladder = f" (rung {status['ladder']} of the stop ladder)" if status["ladder"] else ""
     up = duration(status["uptime_seconds"])
+    publishing = f"pid {status['publishing']}" if status["publishing"] else "-"
     head = [
         f"craft-easy-jobd {status['version']}  pid {status['pid']}  up {up}  {status['state']}{ladder}",
-        f"root {status['root']}  jobs {status['jobs']}  containment {status['containment']}",
+        f"root {status['root']}  jobs {status['jobs']}  containment {status['containment']}  publishing {publishing}",
         "  ".join(f"{state} {number}" for state, number in status["runs"].items()),
         *(f"problem: {problem}" for problem in status["problems"]),
         *(_blocked(worker["name"], worker["blocked"]) for worker in status["workers"] if worker["blocked"]),

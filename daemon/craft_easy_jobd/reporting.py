@@ -33,6 +33,7 @@ def report(
     jobs: int,
     containment: ContainmentKind,
     accounting: Accounting,
+    publishing: int | None,
     problems: Iterable[str | None],
 ) -> Status:
     return Status(
@@ -46,6 +47,7 @@ def report(
         containment=containment,
         accounting=accounting.kind,
         accounting_note=accounting.note,
+        publishing=publishing,
         runs=dict(counts),
         workers=[_worker(worker, attempts.load(worker)) for worker in workers],
         running=[attempt.status() for attempt in islice(attempts, _RUNNING_SHOWN)],

@@ -93,5 +93,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return Path(self.state or Path(self.root, "state"))
 
     @property
+    def ledger_path(self) -> Path:
+        return self.state_dir / "ledger.db"
+
+    @property
     def socket_path(self) -> Path:
         return Path(self.socket or Path(self.root, "control.sock"))

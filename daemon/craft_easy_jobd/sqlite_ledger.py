@@ -11,9 +11,21 @@ from typing import Any, TypeVar
 from craft_easy_jobd import ledger_reads, ledger_writes
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.group_commit import GroupCommit
-from craft_easy_jobd.ledger import Again, Cancelled, Ended, Lease, LogChunk, Result, Run, RunSpec, Slice, Submitted
+from craft_easy_jobd.ledger import (
+    Again,
+    Cancelled,
+    Ended,
+    Lease,
+    LogChunk,
+    Result,
+    Run,
+    RunEnd,
+    RunSpec,
+    Slice,
+    Submitted,
+)
 from craft_easy_jobd.ledger_moves import waiting_turns
-from craft_easy_jobd.ledger_reads import Reader
+from craft_easy_jobd.ledger_reader import Reader
 from craft_easy_jobd.ledger_schema import open_writer
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.turns import Turns
@@ -30,8 +42,8 @@ REAP_BATCH = 1000
 class SqliteLedger:
     """A `Ledger` in the file `path`; what its methods mean is written there.
 
-    `clock` gives Unix seconds; it is read when a method is called. One thread writes, one reads for clients, one
-    reads for the publisher, so that no search holds up a result. None ends before `close()`.
+    `clock` gives Unix seconds; it is read when a method is called. One thread writes, one reads for clients; the
+    publishing process reads for itself, so that no search holds up a result. Neither thread ends before `close()`.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -42,7 +54,6 @@ class SqliteLedger:
         self._turns = Turns()
         self._writer = GroupCommit(str(path), self._connect, ledger_writes.summarise, self._committed)
         self._reader = Reader(path)
-        self._publishing = Reader(path)
 
     @property
     def broken(self) -> LedgerError | None:
@@ -64,7 +75,6 @@ class SqliteLedger:
 
     async def close(self) -> None:
         await self._reader.close()
-        await self._publishing.close()
         # Last: the connection that can write takes the write-ahead log into the file when it is the last to go.
         await self._writer.close()
 
@@ -138,7 +148,7 @@ class SqliteLedger:
 
     # -- publishing
     async def unpublished(self, *, after: int = 0, limit: int) -> list[Ended]:
-        return await self._publishing.call(partial(ledger_reads.unpublished, after=after, limit=limit))
+        return await self._reader.call(partial(ledger_reads.unpublished, after=after, limit=limit))
 
-    def mark_published(self, ended: Sequence[Run]) -> Future[None]:
-        return self._writer.call(partial(ledger_writes.mark_published, ended=ended), within=MARK_SECONDS)
+    def mark_published(self, ends: Sequence[RunEnd]) -> Future[None]:
+        return self._writer.call(partial(ledger_writes.mark_published, ends=ends), within=MARK_SECONDS)

@@ -68,6 +68,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         containment: how a kill finds what a worker's jobs started; only a cgroup holds whatever they do.
         accounting: how the memory and CPU time of runs are found, and how their memory_limit_mb is held: by the kernel
             in a cgroup, or by looking at the process tree several times a second. `accounting_note`: why so.
+        publishing: pid of the process that writes result files, null while there is none.
         running: at most `running_limit`, oldest first.
     """
 
@@ -81,6 +82,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     containment: ContainmentKind
     accounting: AccountingKind
     accounting_note: str
+    publishing: int | None
     runs: dict[RunState, int]
     workers: list[WorkerStatus]
     running: list[RunningStatus]

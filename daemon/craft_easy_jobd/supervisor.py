@@ -115,7 +115,7 @@ class Supervisor:
         self._listener = listener
         rights = Rights(settings)
         self._bell = Bell()
-        self._ledger = SqliteLedger(settings.state_dir / "ledger.db")
+        self._ledger = SqliteLedger(settings.ledger_path)
         self._tasks = tasks
         self._started = time.monotonic()
         self._ready = False
@@ -124,7 +124,8 @@ class Supervisor:
         self._attempts = Attempts()
         self._containment = contain(settings.cgroup, instance_of(settings.state_dir))
         self._workforce = Workforce(settings, self._attempts, tasks, self._containment)
-        self._publisher = Publisher(settings.results_dir, self._ledger, published=self._bell.ring)
+        start_helper = self._workforce.start_helper
+        self._publisher = Publisher(settings, self._ledger, start=start_helper, published=self._bell.ring)
         self._commits = Commits(self._ledger, failed=self._fail)
         self._dispatcher = Dispatcher(
             self._ledger,
@@ -235,12 +236,14 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def _published(self) -> AsyncIterator[None]:
-        try:
-            async with running(self._tasks, self._publisher.run(), "publisher"):
-                yield
+        async with running(self._tasks, self._publishing(), "publisher"):
+            yield
             await self._publisher.drain()
-        finally:
-            self._publisher.close()
+
+    async def _publishing(self) -> None:
+        # Its process starts after the workers' imports, unless those take long: first runs do not wait for it.
+        await asyncio.wait({self._workforce.known}, timeout=_IMPORT_SECONDS)
+        await self._publisher.run()
 
     async def _control(self) -> None:
         """Answer on the control socket, until cancelled."""
@@ -282,6 +285,7 @@ class Supervisor:
             jobs=len(self._workforce.catalogue.jobs),
             containment=self._containment.kind,
             accounting=self._containment.accounting,
+            publishing=self._publisher.pid,
             problems=self._problems(),
         )
 

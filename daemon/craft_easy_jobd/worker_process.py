@@ -180,7 +180,7 @@ class Worker:
             return f"SIGKILL does not end worker {self.name}: its process {self.pid} hangs in the kernel"
         if code < 0:
             why = ", by the kernel for want of memory" if self.oom_kill else ""
-            return f"worker {self.name} was killed by {_signal_name(-code)}{why}"
+            return f"worker {self.name} was killed by {signal_name(-code)}{why}"
         return "" if code == 0 and self.leaving else f"worker {self.name} exited by itself with code {code}"
 
     async def _swept(self) -> None:
@@ -241,7 +241,7 @@ async def _within(seconds: float, wait: Callable[[], Awaitable[object]]) -> None
             await wait()
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -56,6 +56,7 @@ class Workforce:
         self._attempts = attempts
         self._tasks = tasks
         self._pool = Pool(settings, self, tasks, containment)
+        self.start_helper = self._pool.start_helper
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unready_deaths = 0
         self._coming: Counter[Isolation] = Counter()

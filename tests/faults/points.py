@@ -1,4 +1,8 @@
-"""Crash points: every call of the supervisor on the durable path, found by a tracer and failed by it, one at a time."""
+"""Crash points: every call on the durable path, found by a tracer and failed by it, one at a time.
+
+The supervisor makes them on the ledger and the spool, the publishing process on the results. Where one of these is
+killed, it dies again at the same call whenever it is replaced, as the tracer counts the calls of each.
+"""
 
 import re
 import signal
@@ -22,6 +26,7 @@ PARTS = {
     "spool": ("spool/incoming", "spool/claimed", "spool/rejected"),
     "results": ("results", "results/.tmp"),
 }
+DIED = "the publishing process was killed by SIGKILL"
 _CALL = re.compile(r"^(\d+) +(\w+)\(")
 _SYNC = re.compile(r"^\d+ +(fsync|fdatasync|syncfs)\(\d+<(?!\S*/state>).* EIO ")
 _STUCK_SECONDS = 12.0
@@ -98,18 +103,21 @@ class Scene:
 
     def _faulty_life(self, point: Point, fault: Fault) -> list[str]:
         try:
+            if point.part == "results" and fault.kind == "KILL":
+                fault = fault._replace(lasting=True)
             code = self._live(self._tracer(point.part, "-e", f"inject={fault.at(point)}"), fault)
         except AssertionError as error:
             return [str(error)]
-        self.reached = code == -signal.SIGKILL or bool(self._injected())
-        return [] if code in self._expected(fault) else [f"ended with {code}"]
+        self.reached = code == -signal.SIGKILL or DIED in self._logs[-1] or bool(self._injected())
+        return [] if code in self._expected(point, fault) else [f"ended with {code}"]
 
     def _tracer(self, part: str, *options: str) -> Sequence[str]:
-        """As the daemon's grandchild, and of the supervisor alone: what it starts is let go when it executes."""
+        """As the daemon's grandchild; it lets go of what the supervisor starts, unless that writes results."""
         paths = [*PARTS[part], *(self._drafts if part == "results" else ())]
         watched = [word for path in paths for word in ("-P", str(self.book.root / path))]
         what = ("-y", "-o", str(self._trace), *watched, "-e", f"trace={','.join(CALLS)}", *options)
-        return ("strace", "-D", "-f", "-b", "execve", "-qq", *what)
+        whom = () if part == "results" else ("-b", "execve")
+        return ("strace", "-D", "-f", *whom, "-qq", *what)
 
     def _traced(self) -> list[str]:
         return self._trace.read_text(errors="replace").splitlines()
@@ -117,12 +125,12 @@ class Scene:
     def _injected(self) -> list[str]:
         return [line for line in self._traced() if "(INJECTED)" in line]
 
-    def _expected(self, fault: Fault) -> set[int]:
+    def _expected(self, point: Point, fault: Fault) -> set[int]:
         """Exit codes: who cannot start says 73 or 74; a sync that failed while it served ends the daemon with 74."""
         if not self.reached:
             return {0}
         if fault.kind == "KILL":
-            return {-signal.SIGKILL}
+            return {0 if point.part == "results" else -signal.SIGKILL}
         # SQLite makes nothing depend on its sync of the folder, nor on the one by which it closes.
         return {74} if any(_SYNC.match(line) for line in self._served_with) else {0, 73, 74}
 

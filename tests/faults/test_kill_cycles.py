@@ -1,4 +1,4 @@
-"""kill -9 of the supervisor, of a worker, of all, at random moments, while requests come in by spool and socket."""
+"""kill -9 of the supervisor, of a worker, of who writes results, of all, at random moments, while requests come in."""
 
 import os
 import random
@@ -7,6 +7,8 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Timer
+
+import psutil
 
 from tests.faults.book import FORGIVING, Book, workplace
 from tests.faults.scale import LANES, chance, figures, scaled, side_by_side, whole
@@ -33,7 +35,7 @@ class Lane:
         """Ask and kill at the same time; the daemon may be on its way up, in recovery, or at work."""
         if self.daemon.ended:
             self.daemon.launch()
-        kind = self.chance.choice(["supervisor", "worker", "all"])
+        kind = self.chance.choice(["supervisor", "worker", "publishing", "all"])
         self.kinds[kind] += 1
         struck = Event()
         killer = Timer(self.chance.uniform(0, LATEST_SECONDS), self._strike, (kind, struck))
@@ -44,21 +46,33 @@ class Lane:
         while not struck.wait(self.chance.uniform(0.01, 0.1)):
             self.book.submit(self.daemon, *self.chance.choice([("count",), ("fails",), ("flaky",)]))
         killer.join()
-        if kind != "worker":
+        if kind in ("supervisor", "all"):
             self.daemon.wait()
         self.book.glance()
 
     def _strike(self, kind: str, struck: Event) -> None:
         try:
-            victims = [self.daemon.pid] if kind == "supervisor" else [each.pid for each in self.daemon.processes()]
+            victims = [self.daemon.pid] if kind == "supervisor" else [each.pid for each in self._others(kind)]
             self.chance.shuffle(victims)
-            if kind == "worker":
-                victims = [pid for pid in victims if pid != self.daemon.pid][:1]
-            for pid in victims:
+            for pid in victims if kind == "all" else victims[:1]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         finally:
             struck.set()
+
+    def _others(self, kind: str) -> list[psutil.Process]:
+        processes = self.daemon.processes()
+        if kind == "all":
+            return processes
+        module = "craft_easy_jobd.publishing" if kind == "publishing" else "craft_easy_jobs.worker"
+        return [each for each in processes if module in command(each)]
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def ask_for(chance: random.Random) -> tuple[str, dict[str, float]]:

@@ -102,15 +102,26 @@ MUTANTS = [
     Mutant(
         "marked as published before it is written",
         (
+            # And time for the mark to be committed.
             Change(
-                "publisher.py",
-                "        written, error = await self._lane.call(self._writer.write, batch)\n",
-                "        self._mark([ended.run for ended in batch])\n"
-                "        await self._ledger.let_go(named=[], gone=[])\n"
-                "        written, error = await self._lane.call(self._writer.write, batch)\n",
+                "publishing.py",
+                "            written, error = self._files.write(batch)\n",
+                "            self._tell(batch)\n"
+                "            __import__('time').sleep(0.5)\n"
+                "            written, error = self._files.write(batch)\n",
             ),
         ),
         crash_points("results", "renameat", "KILL"),
+    ),
+    Mutant(
+        "two publishing processes at a time",
+        (Change("publishing.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),),
+        conformance("tests/jobd/test_result_files.py", "-k", "only_one"),
+    ),
+    Mutant(
+        "a dead publishing process is not replaced",
+        (Change("publisher.py", "        while True:\n            try:\n", "        if True:\n            try:\n"),),
+        conformance("tests/jobd/test_publisher.py", "-k", "replaced_at_once"),
     ),
     Mutant(
         "request unlinked before the commit",
@@ -156,9 +167,9 @@ MUTANTS = [
     Mutant(
         "batch of results not synced",
         (
-            Change("publisher.py", "        if synced:\n", "        if False:\n"),
+            Change("result_files.py", "        if synced:\n", "        if False:\n"),
             Change(
-                "publisher.py",
+                "result_files.py",
                 "                    sync_all(drafts, str(self._drafts))\n",
                 "                    pass\n",
             ),

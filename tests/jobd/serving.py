@@ -80,6 +80,7 @@ class Desk:
             containment="process tree",
             accounting="process tree",
             accounting_note="no cgroup2 was handed over",
+            publishing=4712,
             runs=dict(self.ledger.counts),
             workers=[
                 WorkerStatus(

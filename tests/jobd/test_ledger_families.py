@@ -152,7 +152,7 @@ async def test_retry_runs_the_failed_tenants_again_and_no_other(ledger: Ledger) 
     await ledger.submit([fan_out("p", "a", "b", "c")])
     leases = await claimed(ledger)
     await ledger.finish([(leases["p.a"], bad()), (leases["p.b"], good()), (leases["p.c"], bad())])
-    await ledger.mark_published([ended.run for ended in await ledger.unpublished(limit=9)])
+    await ledger.mark_published([ended.run.end for ended in await ledger.unpublished(limit=9)])
     assert await ledger.rerun("p") is S.QUEUED
     again = await claimed(ledger)
     assert list(again) == ["p.a", "p.c"]
@@ -186,7 +186,7 @@ async def test_an_end_that_was_retried_meanwhile_is_not_marked_as_published(ledg
     await ledger.submit([spec("a")])
     leases = await claimed(ledger)
     await ledger.finish([(leases["a"], bad())])
-    first = [ended.run for ended in await ledger.unpublished(limit=9)]
+    first = [ended.run.end for ended in await ledger.unpublished(limit=9)]
     await ledger.rerun("a")
     assert await ledger.unpublished(limit=9) == []
     leases = await claimed(ledger)

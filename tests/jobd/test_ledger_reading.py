@@ -96,8 +96,8 @@ async def test_what_has_ended_is_unpublished_until_it_is_marked(ledger: Ledger) 
     assert (a.run.spec.run_id, a.logs, a.run.result) == ("a", b'[{"n":1},{"n":2}]', ended())
     assert (b.run.spec.run_id, b.logs) == ("b", b"[]")
     assert [one.run.seq for one in await ledger.unpublished(limit=1)] == [a.run.seq]
-    await ledger.mark_published([a.run])
-    await ledger.mark_published([a.run])
+    await ledger.mark_published([a.run.end])
+    await ledger.mark_published([a.run.end])
     assert [one.run.seq for one in await ledger.unpublished(limit=9)] == [b.run.seq]
     run = await ledger.get("a")
     assert run is not None

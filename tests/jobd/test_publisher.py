@@ -1,33 +1,66 @@
-"""Runs that have ended become JobResult files: whole, durable before they are marked, written again after a failure."""
+"""The publishing process and the supervisor's side of it: what ended is published, whatever becomes of the process."""
 
 import asyncio
 import contextlib
-import errno
-import json
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
-from craft_easy_jobd import folders, publisher
+from craft_easy_jobd import publisher as publisher_module
 from craft_easy_jobd.errors import FolderError, LedgerError
 from craft_easy_jobd.folders import SyncError
-from craft_easy_jobd.ledger import LogChunk, Result, RunSpec
-from craft_easy_jobd.publisher import BATCH, Publisher
-from craft_easy_jobd.results import job_result
+from craft_easy_jobd.publisher import Publisher
+from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
-from craft_easy_jobd.states import RunState
-from craft_easy_jobs.model import decode_result, encode_result
+from tests.jobd.test_result_files import STARTED, drafts, end, published
 from tests.support.waiting import wait_until
 
 T = TypeVar("T")
 
-STARTED = 1_770_000_000.25
-ENTRY = b'{"timestamp":"2026-02-02T02:40:01.000000+00:00","level":"warning","message":"w","percentage":null}'
+
+class Processes:
+    """Starts publishing processes as the pool does; with other code in them, when a test needs one that fails."""
+
+    def __init__(self) -> None:
+        self.started: list[asyncio.subprocess.Process] = []
+        self.spoiled = ""
+
+    async def __call__(self, module: str, options: msgspec.Struct, fd: int) -> asyncio.subprocess.Process:
+        argument = msgspec.json.encode(options).decode()
+        code = ("-c", f"from {module} import *\nimport {module} as it\n{self.spoiled}\nmain()")
+        command = [sys.executable, *(code if self.spoiled else ("-m", module)), argument]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(fd,), start_new_session=True
+        )
+        self.started.append(process)
+        return process
+
+
+class Scene:
+    """A publisher at work on a folder."""
+
+    def __init__(self, folder: Path, ledger: Any) -> None:
+        self.told: list[str] = []
+        self.processes = Processes()
+        settings = Settings(root=str(folder), state=str(folder))
+        self.publisher = Publisher(settings, ledger, start=self.processes, published=self.told.extend)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["asyncio.Task[None]"]:
+        task = asyncio.create_task(self.publisher.run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, FolderError, SyncError):
+                await task
+        assert all(process.returncode is not None for process in self.processes.started)
 
 
 @pytest.fixture
@@ -43,404 +76,239 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-async def all_marked(ledger: SqliteLedger) -> None:
-    """Wait until all that was published is marked, which may come with a later commit."""
-    loop = asyncio.get_running_loop()
-    await until(lambda: not asyncio.run_coroutine_threadsafe(ledger.unpublished(limit=1), loop).result())
-
-
-def result(*, state: RunState = RunState.COMPLETED, value: bytes = b'{"n":1}', error: str | None = None) -> Result:
-    reason = None if state is RunState.COMPLETED else "exception"
-    return Result(state, reason, value, error, STARTED, STARTED + 1.5, 2, 0.25, 4096, "w1", "v1")
-
-
-async def end(ledger: SqliteLedger, run_ids: Sequence[str], answer: Result | None = None) -> None:
-    """Carry runs out from request to result, with one log entry each."""
-    specs = [
-        RunSpec(run_id=run_id, job="echo", params=b'{"p":[1]}', tenant_id="t", requested_by="ada") for run_id in run_ids
-    ]
-    await ledger.submit(specs)
-    leases = await ledger.claim(len(specs))
-    await ledger.log([LogChunk(lease.run_id, lease.token, ENTRY, 1, 1) for lease in leases])
-    await ledger.finish([(lease, answer or result()) for lease in leases])
-
-
-@contextlib.asynccontextmanager
-async def publishing(results: Path, ledger: SqliteLedger) -> AsyncIterator[tuple[Publisher, list[str]]]:
-    told: list[str] = []
-    publisher = Publisher(results, ledger, published=told.extend)
-    task = asyncio.create_task(publisher.run())
-    try:
-        yield publisher, told
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        publisher.close()
+@pytest.fixture
+async def scene(tmp_path: Path, ledger: SqliteLedger) -> Scene:
+    return Scene(tmp_path, ledger)
 
 
 async def until(fact: Callable[[], T]) -> T:
     return await asyncio.to_thread(wait_until, fact)
 
 
-def published(results: Path) -> set[str]:
-    return {name.removesuffix(".json") for name in os.listdir(results) if name != ".tmp"}
+async def all_marked(ledger: SqliteLedger) -> None:
+    """Wait until all that was published is marked, which may come with a later commit."""
+    loop = asyncio.get_running_loop()
+    await until(lambda: not asyncio.run_coroutine_threadsafe(ledger.unpublished(limit=1), loop).result())
 
 
-def drafts(results: Path) -> list[str]:
-    return os.listdir(results / ".tmp")
-
-
-# -- what is written
-
-
-async def test_the_file_says_what_the_ledger_knows(ledger: SqliteLedger, results: Path) -> None:
-    async with publishing(results, ledger) as (publisher, told):
-        await end(ledger, ["r1"])
-        publisher.wake()
-        await until(lambda: told == ["r1"])
-    assert json.loads((results / "r1.json").read_bytes()) == {
-        "job_name": "echo",
-        "run_id": "r1",
-        "status": "completed",
-        "started_at": "2026-02-02T02:40:00.250000+00:00",
-        "completed_at": "2026-02-02T02:40:01.750000+00:00",
-        "duration_seconds": 1.5,
-        "result": {"n": 1},
-        "error": None,
-        "logs": [json.loads(ENTRY)],
-        "reason": None,
-        "attempts": 2,
-        "tenant_id": "t",
-        "scope": "tenant",
-        "params": {"p": [1]},
-        "parent_run_id": None,
-        "requested_by": "ada",
-        "warnings": 1,
-        "cpu_seconds": 0.25,
-        "peak_rss_bytes": 4096,
-        "worker": "w1",
-        "code_version": "v1",
-    }
-    await all_marked(ledger)
-
-
-async def test_a_failed_run_says_why(ledger: SqliteLedger, results: Path) -> None:
-    async with publishing(results, ledger) as (publisher, told):
-        await end(ledger, ["r1"], result(state=RunState.FAILED, value=b"null", error="ValueError: no"))
-        publisher.wake()
-        await until(lambda: told)
-    written = decode_result((results / "r1.json").read_bytes())
-    assert (written.status, written.reason, written.error, written.result) == (
-        "failed",
-        "exception",
-        "ValueError: no",
-        None,
-    )
-
-
-async def test_a_result_that_has_not_ended_is_no_result(ledger: SqliteLedger) -> None:
-    await end(ledger, ["r1"])
-    (ended,) = await ledger.unpublished(limit=1)
-    waiting = ended._replace(run=type(ended.run)(**{**_fields(ended.run), "result": None}))
-    with pytest.raises(ValueError, match="r1 has not ended"):
-        job_result(waiting)
-
-
-def _fields(struct: Any) -> dict[str, Any]:
-    return {name: getattr(struct, name) for name in struct.__struct_fields__}
-
-
-async def test_a_clock_that_is_set_back_makes_no_run_end_before_it_began(ledger: SqliteLedger) -> None:
-    await end(ledger, ["r1"], result()._replace(completed_at=STARTED - 3600))
-    (ended,) = await ledger.unpublished(limit=1)
-    written = job_result(ended)
-    assert (written.completed_at, written.duration_seconds) == (written.started_at, 0.0)
-
-
-async def test_values_go_to_the_file_as_the_json_that_they_are(ledger: SqliteLedger) -> None:
-    """Big integers and key order survive, as nothing is decoded on the way."""
-    value = b'{"z":123456789012345678901234567890,"a":1.0}'
-    await end(ledger, ["r1"], result(value=value))
-    (ended,) = await ledger.unpublished(limit=1)
-    assert b'"result":' + value in encode_result(job_result(ended))
-
-
-# -- when it is written
-
-
-async def test_what_was_there_before_is_published_at_once(ledger: SqliteLedger, results: Path) -> None:
+async def test_what_was_there_before_is_published_and_marked(scene: Scene, ledger: SqliteLedger, results: Path) -> None:
     await end(ledger, ["a", "b"])
-    async with publishing(results, ledger) as (_, told):
-        await until(lambda: set(told) == {"a", "b"})
+    async with scene.running():
+        await asyncio.wait_for(scene.publisher.looked.wait(), 30)
+        await until(lambda: scene.told == ["a", "b"])
+        await all_marked(ledger)
     assert published(results) == {"a", "b"}
+    assert scene.processes.started[0].returncode == 0
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, BATCH, 2 * BATCH + 7])
-async def test_drain_publishes_all_that_is_there(ledger: SqliteLedger, results: Path, count: int) -> None:
-    ids = [f"r{number}" for number in range(count)]
-    await end(ledger, ids)
-    batches: list[Sequence[str]] = []
-    publisher = Publisher(results, ledger, published=batches.append)
-    assert await publisher.drain()
-    publisher.close()
-    assert published(results) == set(ids)
-    assert [run_id for batch in batches for run_id in batch] == ids
-    assert max(map(len, batches)) <= BATCH
-    assert not drafts(results)
-    await all_marked(ledger)
-
-
-async def test_runs_that_end_while_others_are_published_follow(ledger: SqliteLedger, results: Path) -> None:
-    async with publishing(results, ledger) as (publisher, told):
+async def test_runs_that_end_while_others_are_published_follow(
+    scene: Scene, ledger: SqliteLedger, results: Path
+) -> None:
+    async with scene.running():
         for number in range(50):
             await end(ledger, [f"r{number}"])
-            publisher.wake()
-        await until(lambda: len(told) == 50)
-    assert len(set(told)) == len(published(results)) == 50
+            scene.publisher.wake()
+        await until(lambda: len(scene.told) == 50)
+    assert len(set(scene.told)) == len(published(results)) == 50
+    assert len(scene.processes.started) == 1
 
 
-async def test_drafts_that_a_crash_left_are_swept(ledger: SqliteLedger, results: Path) -> None:
-    (results / ".tmp").mkdir(parents=True)
-    (results / ".tmp" / "old.json").write_bytes(b"{")
-    publisher = Publisher(results, ledger, published=lambda _: None)
-    assert await publisher.drain()
-    publisher.close()
-    assert not drafts(results)
+async def test_a_batch_of_long_names_is_told_whole(scene: Scene, ledger: SqliteLedger) -> None:
+    ids = [f"{number:03}" + "x" * 240 for number in range(500)]
+    await end(ledger, ids)
+    async with scene.running():
+        await until(lambda: scene.told == ids)
 
 
-async def test_a_result_that_was_not_marked_is_written_again(ledger: SqliteLedger, results: Path) -> None:
-    """A crash between rename and mark leaves a file that recovery replaces by the same."""
-    await end(ledger, ["r1"])
-    results.mkdir()
-    (results / "r1.json").write_bytes(b"")
-    async with publishing(results, ledger) as (_, told):
-        await until(lambda: told)
-    assert decode_result((results / "r1.json").read_bytes()).run_id == "r1"
-
-
-async def test_the_folder_is_made_again_when_it_is_removed(ledger: SqliteLedger, results: Path) -> None:
-    async with publishing(results, ledger) as (publisher, told):
-        await end(ledger, ["a"])
-        publisher.wake()
-        await until(lambda: told == ["a"])
-        subprocess.run(["rm", "-r", results], check=True)
-        await end(ledger, ["b"])
-        publisher.wake()
-        await until(lambda: told == ["a", "b"])
-    assert published(results) == {"b"}
-
-
-# -- order
-
-
-@pytest.mark.parametrize("count", [1, 20])
-async def test_content_is_durable_before_the_name_and_the_name_before_the_mark(
-    ledger: SqliteLedger, results: Path, count: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [1, 1007])
+async def test_drain_returns_when_all_is_published(
+    scene: Scene, ledger: SqliteLedger, results: Path, count: int
 ) -> None:
-    steps: list[str] = []
+    async with scene.running():
+        await asyncio.wait_for(scene.publisher.looked.wait(), 30)
+        await end(ledger, [f"r{number}" for number in range(count)])
+        assert await asyncio.wait_for(scene.publisher.drain(), 30)
+        assert len(published(results)) == len(scene.told) == count
+        assert not drafts(results)
+    await all_marked(ledger)
 
-    def noting(step: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            if not steps or steps[-1] != step:
-                steps.append(step)
-            return real(*args, **options)
 
-        return call
+# -- its death
 
+
+async def test_a_process_that_dies_idle_is_replaced_at_once_and_said(
+    scene: Scene, ledger: SqliteLedger, results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scene.running():
+        await asyncio.wait_for(scene.publisher.looked.wait(), 30)
+        pid = scene.publisher.pid
+        assert pid == scene.processes.started[0].pid
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: scene.publisher.pid not in (None, pid))
+        await end(ledger, ["a"])
+        scene.publisher.wake()
+        await until(lambda: scene.told == ["a"])
+        await until(lambda: scene.publisher.problem is None)
+    assert published(results) == {"a"}
+    assert "the publishing process was killed by SIGKILL" in caplog.text
+
+
+DIES_AT = """
+import os, signal
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+it.{name} = die
+"""
+
+
+@pytest.mark.parametrize("name", ["ResultFiles.write", "_tell", "_say", "open_reader"])
+async def test_whoever_drains_is_told_when_every_process_dies_of_it(
+    scene: Scene,
+    ledger: SqliteLedger,
+    name: str,
+) -> None:
+    scene.processes.spoiled = DIES_AT.format(name=name)
+    await end(ledger, ["a"])
+    async with scene.running():
+        assert not await asyncio.wait_for(scene.publisher.drain(), 30)
+        assert scene.publisher.problem == "results: the publishing process was killed by SIGKILL"
+        assert len(scene.processes.started) == 3
+        assert not scene.told
+        scene.processes.spoiled = ""
+        assert await asyncio.wait_for(scene.publisher.drain(), 30)
+        assert scene.publisher.problem is None
+    assert scene.told == ["a"]
+    await all_marked(ledger)
+
+
+async def test_killed_again_and_again_all_is_published(scene: Scene, ledger: SqliteLedger, results: Path) -> None:
     results.mkdir()
-    monkeypatch.setattr(publisher, "sync", noting("sync", publisher.sync))
-    monkeypatch.setattr(publisher, "sync_all", noting("sync all", publisher.sync_all))
-    monkeypatch.setattr(publisher.os, "rename", noting("rename", os.rename))
-    monkeypatch.setattr(ledger, "mark_published", noting("mark", ledger.mark_published))
-    await end(ledger, [f"r{number}" for number in range(count)])
-    one = Publisher(results, ledger, published=noting("tell", lambda _: None))
-    assert await one.drain()
-    one.close()
-    assert steps == ["sync" if count == 1 else "sync all", "rename", "sync", "mark", "tell"]
+    async with scene.running():
+        for number in range(12):
+            await end(ledger, [f"r{number}-{each}" for each in range(20)])
+            scene.publisher.wake()
+            await until(lambda: scene.publisher.pid)
+            if number % 2:
+                await until(lambda number=number: f"r{number}-0" in published(results))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(scene.publisher.pid or 0, signal.SIGKILL)
+        assert await asyncio.wait_for(scene.publisher.drain(), 30)
+    assert len(set(scene.told)) == len(published(results)) == 240
+    await all_marked(ledger)
+
+
+async def test_a_process_that_cannot_be_started_is_tried_again(
+    scene: Scene, ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene.publisher, "_start", refuse)
+    await end(ledger, ["a"])
+    async with scene.running():
+        assert not await asyncio.wait_for(scene.publisher.drain(), 30)
+        assert (
+            scene.publisher.problem == "results: cannot start the publishing process: Resource temporarily unavailable"
+        )
+        monkeypatch.undo()
+        assert await asyncio.wait_for(scene.publisher.drain(), 30)
+
+
+async def refuse(module: str, options: msgspec.Struct, fd: int) -> asyncio.subprocess.Process:
+    raise BlockingIOError(11, os.strerror(11))
+
+
+SLEEPS = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+it.Publishing.look = lambda self: signal.pause()
+"""
+
+
+async def test_a_process_that_says_nothing_is_not_waited_for(
+    scene: Scene, ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "_SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(publisher_module, "_LEAVE_SECONDS", 0.2)
+    scene.processes.spoiled = SLEEPS
+    async with scene.running():
+        assert not await asyncio.wait_for(scene.publisher.drain(), 30)
+        assert f"the publishing process {scene.publisher.pid} says nothing" in str(scene.publisher.problem)
+    assert scene.processes.started[0].returncode == -signal.SIGKILL
 
 
 # -- what fails
 
 
-async def test_a_full_disk_publishes_what_has_room_and_the_rest_later(
-    ledger: SqliteLedger, results: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = [f"r{number}" for number in range(20)]
-    await end(ledger, ids)
-    room = 7
-    real = publisher._write
-
-    def write(name: str, data: bytes, folder: int, *, synced: bool) -> None:
-        nonlocal room
-        real(name, data if room else data[:10], folder, synced=synced)
-        if not room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
-        room -= 1
-
-    monkeypatch.setattr(publisher, "_write", write)
-    async with publishing(results, ledger) as (one, told):
-        await until(lambda: one.problem)
-        assert one.problem is not None
-        assert "No space left on device" in one.problem
-        assert published(results) == set(ids[:7]) == set(told)
-        assert not drafts(results)
-        for run_id in told:
-            assert decode_result((results / f"{run_id}.json").read_bytes()).run_id == run_id
-        room = 1000
-        await until(lambda: len(told) == 20)
-        await until(lambda: one.problem is None)
-    assert published(results) == set(ids)
-
-
-FULL_DISK = """
-import asyncio, os, sys
-from pathlib import Path
-from craft_easy_jobd.publisher import Publisher
-from craft_easy_jobd.sqlite_ledger import SqliteLedger
-from craft_easy_jobs.model import decode_result
-from tests.jobd.test_publisher import drafts, end, published, result
-
-async def main(root, disk, count):
-    ledger = SqliteLedger(root / "ledger.db")
-    await ledger.open()
-    await end(ledger, [f"r{number}" for number in range(count)], result(value=b'"' + b"x" * 6000 + b'"'))
-    told = []
-    one = Publisher(disk / "results", ledger, published=told.extend)
-    (disk / "ballast").write_bytes(b"x" * 500_000)
-    with open(disk / "ballast", "ab", buffering=0) as ballast:
-        try:
-            while ballast.write(b"x" * 4096) == 4096:
-                pass
-        except OSError:
-            pass
-    os.truncate(disk / "ballast", (disk / "ballast").stat().st_size - 5 * 4096)
-    full = not await one.drain()
-    for run_id in published(disk / "results"):
-        decode_result((disk / "results" / f"{run_id}.json").read_bytes())
-    print(full, published(disk / "results") == set(told), len(told) < count, drafts(disk / "results"))
-    (disk / "ballast").unlink()
-    print(await one.drain(), len(told) == len(published(disk / "results")) == count, one.problem)
-    one.close()
-    await ledger.close()
-
-asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+ROOM = """
+import errno
+from craft_easy_jobd import result_files
+real = result_files._write
+def write(name, data, folder, *, synced):
+    if not os.path.exists({path!r}):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+    real(name, data, folder, synced=synced)
+result_files._write = write
 """
 
 
-@pytest.mark.parametrize("count", [3, 50])
-def test_a_real_full_disk_leaves_no_torn_file(tmp_path: Path, count: int) -> None:
-    """On a small file system of its own, in a mount namespace of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = 'mount -t tmpfs -o size=1m none "$1" || exit 77; shift; exec "$@"'
-    command = ["unshare", "-Urm", "sh", "-c", mount, "sh", disk, sys.executable, "-c", FULL_DISK, tmp_path, disk, count]
-    answer = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=50)
-    if answer.returncode == 77 or answer.stderr.startswith("unshare:"):
-        pytest.skip(answer.stderr.strip())
-    assert answer.stdout == "True True True []\nTrue True None\n", answer.stderr
-
-
-@pytest.mark.parametrize("count", [1, 20])
-@pytest.mark.parametrize("failing", ["content", "name"])
-async def test_after_a_failed_sync_nothing_is_marked(
-    ledger: SqliteLedger, results: Path, count: int, failing: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_full_disk_is_said_and_tried_again(
+    scene: Scene, ledger: SqliteLedger, results: Path, tmp_path: Path
 ) -> None:
-    calls = 0
+    """A stop of the daemon does not wait for somebody to make room."""
+    scene.processes.spoiled = ROOM.format(path=str(tmp_path / "room"))
+    await end(ledger, ["a"])
+    async with scene.running():
+        assert not await asyncio.wait_for(scene.publisher.drain(), 30)
+        assert "No space left on device" in str(scene.publisher.problem)
+        (tmp_path / "room").touch()
+        await until(lambda: scene.told == ["a"])
+        await until(lambda: scene.publisher.problem is None)
+    assert published(results) == {"a"}
 
-    def fsync(fd: int) -> None:
+
+FAILING = """
+import errno
+from craft_easy_jobd import folders
+def fsync(fd):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+folders.os.fsync = fsync
+"""
+
+
+async def test_after_a_failed_sync_nothing_is_marked(scene: Scene, ledger: SqliteLedger) -> None:
+    scene.processes.spoiled = FAILING
+    await end(ledger, ["a"])
+    async with scene.running() as task:
+        with pytest.raises(SyncError, match="the disk did not take it: Input/output error") as caught:
+            await asyncio.wait_for(task, 30)
+    assert caught.value.exit_code == LedgerError.exit_code == 74
+    assert not scene.told
+    assert len(await ledger.unpublished(limit=100)) == 1
+
+
+async def test_a_results_folder_that_is_none_is_refused(scene: Scene, ledger: SqliteLedger, results: Path) -> None:
+    results.touch()
+    async with scene.running() as task:
+        with pytest.raises(FolderError, match="results: Not a directory") as caught:
+            await asyncio.wait_for(task, 30)
+    assert caught.value.exit_code == 73
+
+
+async def test_marks_that_the_ledger_cannot_take_are_made_again(
+    scene: Scene, ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = ledger.mark_published, 0
+
+    def mark(ends: Sequence[Any]) -> Any:
         nonlocal calls
         calls += 1
-        if failing == "content" or count > 3 or calls > count:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    class Libc:
-        """The kernel's answer to syncfs when the disk is broken."""
-
-        @staticmethod
-        def syncfs(fd: int) -> int:
-            if failing == "content":
-                folders.ctypes.set_errno(errno.EIO)
-                return -1
-            return 0
-
-    monkeypatch.setattr(folders.os, "fsync", fsync)
-    monkeypatch.setattr(folders, "_libc", Libc)
-    # The ledger syncs in C, where the patch does not reach.
-    await end(ledger, [f"r{number}" for number in range(count)])
-    told: list[str] = []
-    one = Publisher(results, ledger, published=told.extend)
-    with pytest.raises(SyncError, match="the disk did not take it: Input/output error") as caught:
-        await asyncio.wait_for(one.run(), 10)
-    one.close()
-    assert caught.value.exit_code == LedgerError.exit_code == 74
-    assert not told
-    assert len(await ledger.unpublished(limit=100)) == count
-
-
-async def test_a_ledger_that_cannot_be_written_is_tried_again(
-    ledger: SqliteLedger, results: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, failures = ledger.mark_published, 0
-
-    def mark(seqs: Sequence[int]) -> Any:
-        nonlocal failures
-        failures += 1
-        if failures < 3:
+        if calls < 3:
             refused = asyncio.get_running_loop().create_future()
             refused.set_exception(LedgerError("ledger.db: disk is full"))
             return refused
-        return real(seqs)
+        return real(ends)
 
     monkeypatch.setattr(ledger, "mark_published", mark)
-    await end(ledger, ["r1"])
-    async with publishing(results, ledger) as (_, told):
-        await until(lambda: failures == 3)
+    await end(ledger, ["a"])
+    async with scene.running():
+        await until(lambda: calls == 3)
         await all_marked(ledger)
-    # It was published each time: what is not known to be published is written again.
-    assert told == ["r1"] * 3
-
-
-async def test_drain_gives_up_on_a_full_disk_and_says_so(
-    ledger: SqliteLedger, results: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stop of the daemon must not wait for somebody to make room."""
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(publisher, "_write", full)
-    await end(ledger, ["r1"])
-    one = Publisher(results, ledger, published=lambda _: None)
-    assert not await one.drain()
-    one.close()
-    assert one.problem is not None
-    assert len(await ledger.unpublished(limit=1)) == 1
-
-
-async def test_a_results_folder_that_is_none_is_refused(ledger: SqliteLedger, results: Path) -> None:
-    results.touch()
-    one = Publisher(results, ledger, published=lambda _: None)
-    with pytest.raises(FolderError, match="results: Not a directory"):
-        await asyncio.wait_for(one.run(), 10)
-    one.close()
-
-
-async def test_a_publisher_that_is_cancelled_at_any_moment_leaves_the_rest_to_drain(
-    ledger: SqliteLedger, results: Path
-) -> None:
-    told: list[str] = []
-    one = Publisher(results, ledger, published=told.extend)
-    for number in range(30):
-        await end(ledger, [f"r{number}"])
-        one.wake()
-        task = asyncio.create_task(one.run())
-        for _ in range(number):
-            await asyncio.tasks.sleep(0)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    assert await one.drain()
-    one.close()
-    assert published(results) == {f"r{number}" for number in range(30)}
-    assert not drafts(results)
+    assert scene.told == ["a"]

@@ -185,7 +185,7 @@ async def test_no_query_looks_at_every_run(ledger: SqliteLedger) -> None:
     await ledger.cancel("b")
     await ledger.reap(budget=3)
     for run in await ledger.unpublished(limit=9):
-        await ledger.mark_published([run.run])
+        await ledger.mark_published([run.run.end])
     reads = [
         lambda db: ledger_reads.get(db, "a"),
         lambda db: ledger_reads.find(db, [], "settle", None, None, None, 9),
@@ -221,7 +221,7 @@ async def test_loud_runs_are_published_a_few_at_a_time(ledger: SqliteLedger, mon
     sizes = []
     while batch := await ledger.unpublished(limit=9):
         sizes.append(len(batch))
-        await ledger.mark_published([one.run for one in batch])
+        await ledger.mark_published([one.run.end for one in batch])
     assert sizes == [2, 2, 1]
 
 

@@ -47,12 +47,16 @@ def submit_all(jobd: DaemonProcess) -> None:
 
 @contextmanager
 def traced(jobd: DaemonProcess, counted: Path) -> Iterator[None]:
-    """Count the supervisor's system calls while the block lasts; its workers are not traced."""
+    """Count system calls of the supervisor and of the publishing process while the block lasts, not of workers."""
     watched = ",".join((*_FILE_CALLS, *_SYNCS))
-    command = ["strace", "-f", "-qq", "-c", "-e", f"trace={watched}", "-o", counted, "-p", str(jobd.pid)]
-    with subprocess.Popen(command) as tracer:
+    pids = [jobd.pid, jobd.status()["publishing"]]
+    who = [word for pid in pids for word in ("-p", str(pid))]
+    command = ["strace", "-f", "-qq", "-c", "-e", f"trace={watched}", "-o", counted, *who]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as tracer:
         try:
-            wait_until(lambda: "TracerPid:\t0\n" not in Path(f"/proc/{jobd.pid}/status").read_text())
+            for pid in pids:
+                status = Path(f"/proc/{pid}/status")
+                wait_until(lambda status=status: "TracerPid:\t0\n" not in status.read_text())
             yield
         finally:
             tracer.terminate()
@@ -62,7 +66,7 @@ def traced(jobd: DaemonProcess, counted: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("ask", "file_calls", "syncs"), [(drop_all, 18, 150), (submit_all, 7, 150)], ids=["spool", "socket"]
 )
-def test_system_calls_of_the_supervisor(
+def test_system_calls_of_supervisor_and_publishing_process(
     daemon: Start, tmp_path: Path, ask: Callable[[DaemonProcess], None], file_calls: int, syncs: int
 ) -> None:
     jobd = daemon(*JOBS)
@@ -86,7 +90,7 @@ async def test_bytes_and_transactions_of_a_run_in_the_ledger(tmp_path: Path) -> 
         specs = [RunSpec(run_id=f"01a2-{batch}-{number}", job="settlement", tenant_id="acme") for number in range(100)]
         _, leases = await asyncio.gather(ledger.submit(specs), ledger.claim(100))
         await ledger.finish([(lease, Result(RunState.COMPLETED, None, b"null", None, 1.0, 2.0, 1)) for lease in leases])
-        await ledger.mark_published([one.run for one in await ledger.unpublished(limit=500)])
+        await ledger.mark_published([one.run.end for one in await ledger.unpublished(limit=500)])
     # Admission and claim share one transaction; the result and its publication have one each.
     assert ledger.commits == 150
     await ledger.close()
@@ -100,6 +104,7 @@ async def test_bytes_and_transactions_of_a_run_in_the_ledger(tmp_path: Path) -> 
         ("import craft_easy_jobs.worker", 200),
         ("from craft_easy_jobs.worker import load; load(['tests.bench.bench_jobs'])", 205),
         ("import craft_easy_jobd.supervisor", 310),
+        ("import craft_easy_jobd.publishing", 120),
         ("from craft_easy_jobs.cli import main; main(['list', '--jobs', 'craft_easy_jobs.demo'])", 80),
         ("from craft_easy_jobd.cli import main; main(['status', '--root', '/nowhere'])", 70),
     ],
