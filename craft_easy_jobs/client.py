@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from craft_easy_jobs.control_socket import ANSWER_SECONDS, ControlSocket
 from craft_easy_jobs.errors import ApiError, CraftEasyJobsError, DaemonUnavailableError, RequestError
+from craft_easy_jobs.places import find_places
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -32,15 +33,16 @@ class Client:
     """A daemon's client; opens a connection per call and may be used from several threads.
 
     Args:
-        socket: path of the control socket; ROOT/control.sock when None.
-        root: the daemon's root, for the spool and the results when it is down.
+        socket: path of the control socket; None: that of the root.
+        root: the daemon's root, for the spool and the results when it is down. None: ./var, and where that is not
+            there, the service of this machine if one is installed.
 
     Every call may raise DaemonUnavailableError (nobody answers, or not to the end) and ApiError (refused).
     """
 
-    def __init__(self, socket: str | None = None, *, root: str = "./var") -> None:
-        self.root = Path(root)
-        self._daemon = ControlSocket(socket or str(self.root / "control.sock"))
+    def __init__(self, socket: str | None = None, *, root: str | None = None) -> None:
+        self._places = find_places(root)
+        self._daemon = ControlSocket(socket or str(self._places.socket))
 
     # -- the daemon
     def status(self) -> Document:
@@ -123,7 +125,7 @@ class Client:
         ]
 
     def drop(self, request: Mapping[str, Any]) -> str:
-        """Put a request file into ROOT/spool/incoming, durably, for a daemon that is not there now.
+        """Put a request file into incoming/, durably, for a daemon that is not there now.
 
         Raises:
             RequestError: it is no request; whether the job exists is seen when the daemon reads it.
@@ -133,7 +135,7 @@ class Client:
         run_id = str(request.get("run_id") or _new_run_id())
         content = _encode({**request, "run_id": run_id})
         decode_request(content)
-        incoming = self.root / "spool" / "incoming"
+        incoming = self._places.incoming
         # Nobody guesses it, and another request with this run_id that still waits there is not replaced.
         name = f"{run_id}.{os.urandom(16).hex()}.json"
         try:
@@ -215,7 +217,7 @@ class Client:
         try:
             return decode_result(self._daemon.read("GET", _run_path(run_id, "/result")))
         except DaemonUnavailableError:
-            file = self.root / "results" / f"{urllib.parse.quote(run_id, safe='')}.json"
+            file = self._places.results / f"{urllib.parse.quote(run_id, safe='')}.json"
             if not file.is_file():
                 raise
             return decode_result(file.read_bytes())

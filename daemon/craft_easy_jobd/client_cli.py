@@ -23,9 +23,7 @@ _ROOT = click.option(
     "--root",
     envvar="CRAFT_EASY_JOBD_ROOT",
     metavar="DIR",
-    default="./var",
-    show_default=True,
-    help="The daemon's root.",
+    help="The daemon's root; without it ./var, and where that is not there, the service of this machine.",
 )
 _SOCKET = click.option(
     "--socket", envvar="CRAFT_EASY_JOBD_SOCKET", metavar="PATH", help="Its control socket, if elsewhere."
@@ -37,7 +35,7 @@ def _command(function: Callable[..., Any]) -> click.Command:
     """A command with the options that all of them take; they reach it as `client` and `as_json`."""
 
     @functools.wraps(function)
-    def call(root: str, socket: str | None, **options: Any) -> Any:
+    def call(root: str | None, socket: str | None, **options: Any) -> Any:
         return function(Client(socket, root=root), **options)
 
     for option in (_JSON, _SOCKET, _ROOT):

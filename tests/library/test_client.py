@@ -17,6 +17,7 @@ import pytest
 from craft_easy_jobs.client import Client
 from craft_easy_jobs.errors import ApiError, CraftEasyJobsError, DaemonUnavailableError, RequestError
 from craft_easy_jobs.model import JobResult, decode_request, encode_result
+from craft_easy_jobs.places import Places, find_places
 from tests.jobd.serving import JOBS, TENANTS, Served, serving
 from tests.support.waiting import wait_until
 
@@ -36,6 +37,22 @@ def incoming(root: Path) -> Path:
     folder = root / "spool" / "incoming"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def test_without_a_root_the_service_is_found_where_there_is_no_var(tmp_path: Path) -> None:
+    service = Places(tmp_path / "control.sock", tmp_path / "incoming", tmp_path / "results")
+    development = tmp_path / "var"
+
+    def found(root: str | None = None) -> Places:
+        return find_places(root, development=development, service=service)
+
+    below_var = Places(development / "control.sock", development / "spool/incoming", development / "results")
+    assert found() == below_var
+    service.incoming.mkdir()
+    assert found() == service
+    assert found("/elsewhere").socket == Path("/elsewhere/control.sock")
+    development.mkdir()
+    assert found() == below_var
 
 
 # -- with a daemon
