@@ -34,7 +34,7 @@ class Client:
 
     Args:
         socket: path of the control socket; None: that of the root.
-        root: the daemon's root, for the spool and the results when it is down. None: ./var, and where that is not
+        root: the daemon's root, for the spool and the results when it is down. None: ./var, or where no daemon has been
             there, the service of this machine if one is installed.
 
     Every call may raise DaemonUnavailableError (nobody answers, or not to the end) and ApiError (refused).

@@ -23,8 +23,8 @@ SERVICE = Places(
 
 
 def find_places(root: str | None, *, development: Path = DEVELOPMENT_ROOT, service: Places = SERVICE) -> Places:
-    """The places below `root`; without one, of ./var, or where there is none of the service of this machine."""
-    if root is None and service.incoming.exists() and not development.exists():
-        return service
+    """The places below `root`; without one, below ./var, or where no daemon has been, of this machine's service."""
     base = Path(root or development)
-    return Places(base / "control.sock", base / "spool" / "incoming", base / "results")
+    below = Places(base / "control.sock", base / "spool" / "incoming", base / "results")
+    # Not whether ./var is there: it is, in the folder that services start in.
+    return service if root is None and service.incoming.exists() and not below.incoming.exists() else below

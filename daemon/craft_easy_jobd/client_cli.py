@@ -23,7 +23,7 @@ _ROOT = click.option(
     "--root",
     envvar="CRAFT_EASY_JOBD_ROOT",
     metavar="DIR",
-    help="The daemon's root; without it ./var, and where that is not there, the service of this machine.",
+    help="The daemon's root; without it ./var, or where no daemon has been there, this machine's service.",
 )
 _SOCKET = click.option(
     "--socket", envvar="CRAFT_EASY_JOBD_SOCKET", metavar="PATH", help="Its control socket, if elsewhere."

@@ -39,7 +39,7 @@ def incoming(root: Path) -> Path:
     return folder
 
 
-def test_without_a_root_the_service_is_found_where_there_is_no_var(tmp_path: Path) -> None:
+def test_without_a_root_the_service_is_found_where_no_daemon_has_been(tmp_path: Path) -> None:
     service = Places(tmp_path / "control.sock", tmp_path / "incoming", tmp_path / "results")
     development = tmp_path / "var"
 
@@ -52,6 +52,8 @@ def test_without_a_root_the_service_is_found_where_there_is_no_var(tmp_path: Pat
     assert found() == service
     assert found("/elsewhere").socket == Path("/elsewhere/control.sock")
     development.mkdir()
+    assert found() == service
+    below_var.incoming.mkdir(parents=True)
     assert found() == below_var
 
 

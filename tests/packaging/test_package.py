@@ -83,9 +83,9 @@ def dpkg(machine: Machine, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def configure(machine: Machine, *lines: str) -> None:
+def configure(machine: Machine, *lines: str, jobs: str = JOBS) -> None:
     shipped = machine.run("cat", SETTINGS).stdout
-    machine.put(SETTINGS, "\n".join([shipped, f'jobs = ["{JOBS}"]', *lines, ""]))
+    machine.put(SETTINGS, "\n".join([shipped, f'jobs = ["{jobs}"]', *lines, ""]))
 
 
 def state(machine: Machine, unit: str) -> tuple[str, str]:
@@ -129,6 +129,19 @@ def test_installed_it_waits_for_the_administrator(machine: Machine) -> None:
     assert (result["status"], result["result"]) == ("completed", craft_easy_jobs.__version__)
     # Who is let in, the daemon's start leaves as it was.
     assert machine.run("stat", "-c", "%a", SPOOL, f"{SPOOL}/incoming").stdout.split() == ["711", "3730"]
+
+
+def test_the_example_asks_for_a_run_also_of_a_daemon_that_is_down(machine: Machine) -> None:
+    machine.run("sh", "-c", "cp /usr/share/craft-easy-jobs/examples/* /etc/systemd/system && systemctl daemon-reload")
+    machine.run("systemctl", "start", "craft-easy-jobd-example.service")
+    run_id = machine.journal("--unit=craft-easy-jobd-example.service", "--output=cat", "--identifier=craft-easy-jobd")
+    run_id = run_id.splitlines()[-1]
+    assert machine.run("systemctl", "start", "craft-easy-jobd-example.timer").returncode == 0
+
+    configure(machine, jobs="craft_easy_jobs.demo")
+    machine.run("systemctl", "start", SERVICE)
+    wait_until(lambda: run_id in results(machine))
+    assert results(machine)[run_id]["tenant_id"] == "acme"
 
 
 def test_an_upgrade_under_load_loses_no_run(machine: Machine, packages: Packages) -> None:
