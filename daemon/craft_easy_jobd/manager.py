@@ -79,8 +79,8 @@ class Manager:
         """It goes down, by its own limits within so many seconds. Once; what is said twice is not told."""
         if not self._stopping:
             self._stopping, self._up = True, False
+            self._patience_ends = time.monotonic() + within
             self._owe("STOPPING=1")
-            self.allow(within)
 
     def _owe(self, *lines: str) -> None:
         self._owed.append(lines)

@@ -6,14 +6,16 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -22,6 +24,24 @@ from tests.support.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
 MARK = "CRAFT_EASY_TEST_DAEMON"
+# unix(7): pid, uid, gid.
+_UCRED = struct.Struct("iII")
+
+# What a service manager does with a socket that it opened: it is number 3 in the process that it becomes.
+_HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="control")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Notice(NamedTuple):
+    """A datagram to the service manager: when it came (monotonic seconds), from which process, its lines."""
+
+    at: float
+    pid: int
+    lines: list[str]
 
 
 class DaemonClient:
@@ -84,13 +104,19 @@ class DaemonClient:
 class DaemonProcess(DaemonClient):
     """`craft-easy-jobd serve` on `root`, with further arguments; ready when `start()` returns.
 
-    `prefix` is a command that becomes the daemon, or watches over it, such as a tracer.
-    What it writes to stderr is in `log`; what it told the service manager, in `notices`. `close()` ends it together
-    with everything that it started, however it died.
+    `prefix` is a command that becomes the daemon, or watches over it, such as a tracer; `listener` a socket that is
+    handed over as the control socket.
+    What it writes to stderr is in `log`; what it told the service manager, line by line in `notices` and by datagram
+    in `datagrams`. `close()` ends it together with everything that it started, however it died.
     """
 
     def __init__(
-        self, root: Path, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+        self,
+        root: Path,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        listener: socket.socket | None = None,
     ) -> None:
         self.root = root
         self.incoming = root / "spool" / "incoming"
@@ -98,12 +124,15 @@ class DaemonProcess(DaemonClient):
         self.socket = root / "control.sock"
         self.args = args
         self.prefix = prefix
+        self.listener = listener
         self.notices: list[str] = []
+        self.datagrams: list[Notice] = []
         self.process: subprocess.Popen[bytes] | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="jobd-"))
         self._log = self._scratch / "stderr"
         self._mark = f"{MARK}={uuid.uuid4().hex}"
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._notify.bind(str(self._scratch / "notify"))
         # A thread, because the kernel keeps only a few datagrams for a reader that is late.
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -121,10 +150,21 @@ class DaemonProcess(DaemonClient):
     def launch(self) -> None:
         """Start it and wait for nothing."""
         self.notices.clear()
+        self.datagrams.clear()
         command = [*self.prefix, sys.executable, "-m", "craft_easy_jobd", "serve", "--root", str(self.root), *self.args]
+        fds = []
+        if self.listener is not None:
+            fds = [self.listener.fileno()]
+            command = [sys.executable, "-I", "-S", "-c", _HAND_OVER, str(fds[0]), *command]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=PROJECT, env=self._env, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
+                command,
+                cwd=PROJECT,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=fds,
             )
 
     def wait_notice(self, notice: str, *, within: float = 30.0) -> None:
@@ -134,8 +174,14 @@ class DaemonProcess(DaemonClient):
             raise AssertionError(f"daemon: it ended without {notice}\n{self.log}")
 
     def _listen(self) -> None:
-        while said := self._notify.recv(4096):
-            self.notices += said.decode().splitlines()
+        while True:
+            said, creds, _, _ = self._notify.recvmsg(4096, socket.CMSG_SPACE(_UCRED.size))
+            if not said:
+                return
+            pid = next((_UCRED.unpack(data)[0] for _, kind, data in creds if kind == socket.SCM_CREDENTIALS), 0)
+            lines = said.decode().splitlines()
+            self.datagrams.append(Notice(time.monotonic(), pid, lines))
+            self.notices += lines
 
     @property
     def ended(self) -> bool:

@@ -60,6 +60,15 @@ async def polite(ctx: JobContext) -> str:
     return "stopped early"
 
 
+@job(name="obeys-late", timeout_seconds=60)
+async def obeys_late(ctx: JobContext) -> str:
+    await ctx.log("started")
+    while not ctx.should_stop():
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(2)
+    return "cleaned up"
+
+
 @job(name="neighbour", isolation="process", timeout_seconds=60)
 async def neighbour(ctx: JobContext) -> str:
     await ctx.log("started")
