@@ -26,7 +26,7 @@ logger = logging.getLogger("craft_easy_jobd.control")
 
 # Who has connected gets so long to ask, and what was asked so long to be answered. Streams are ended before; the last
 # is for clients that do not read what they asked for.
-_LINGER_SECONDS, _ANSWER_SECONDS, _SHUTDOWN_SECONDS = 0.25, 5.0, 0.5
+_LINGER_SECONDS, _ANSWER_SECONDS, _SHUTDOWN_SECONDS = 0.5, 5.0, 0.5
 _LOOK_UP_SECONDS = 5.0
 
 

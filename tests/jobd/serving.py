@@ -155,7 +155,7 @@ class Served:
         self.desk = Desk(Settings(root=str(root), **settings))
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop
-        self._control: Control
+        self.control: Control
         self._thread = threading.Thread(target=self._serve)
 
     # -- life
@@ -172,7 +172,7 @@ class Served:
         assert not self._thread.is_alive(), "the server did not end"
 
     def close_control(self) -> None:
-        self.run(self._control.close)
+        self.run(self.control.close)
 
     def _serve(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -182,8 +182,8 @@ class Served:
         self._loop = asyncio.get_running_loop()
         self._closed = asyncio.Event()
         await self.desk.ledger.open()
-        self._control = Control(self.desk, heartbeat_seconds=HEARTBEAT_SECONDS)
-        await self._control.start()
+        self.control = Control(self.desk, heartbeat_seconds=HEARTBEAT_SECONDS)
+        await self.control.start()
         self._ready.set()
         await self._closed.wait()
         await self.desk.ledger.close()

@@ -653,5 +653,22 @@ async def test_a_socket_of_the_service_manager_is_served_and_kept(short_dir: Pat
     assert not (short_dir / "var" / "control.sock").exists()
 
 
+def test_who_has_connected_before_the_close_may_still_ask(served: Served) -> None:
+    with served.connect() as silent, served.connect() as slow, served.connect() as asking:
+        asking.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert asking.recv(4096).startswith(b"HTTP/1.1 200 ")
+        closing = threading.Thread(target=served.close_control)
+        closing.start()
+        wait_until(lambda: served.control._api.closing)
+        slow.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = slow.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        # The client hears that the next request needs another connection.
+        assert b"\r\nConnection: close\r\n" in answer
+        assert slow.recv(4096) == b""
+        closing.join(10)
+        assert silent.recv(4096) == asking.recv(4096) == b""
+
+
 async def test_close_before_start(short_dir: Path) -> None:
     await Control(Desk(Settings(root=str(short_dir)))).close()

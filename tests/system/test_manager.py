@@ -37,6 +37,8 @@ def started(daemon: DaemonProcess, run_id: str) -> None:
 def test_ready_is_told_when_all_is_there(daemon: Start, short_dir: Path) -> None:
     jobd = DaemonProcess(short_dir / "var", *JOBS)
     waiting = jobd.drop({"job": "polite"})
+    for number in range(1000):
+        jobd.drop({"job": "noop", "run_id": f"later-{number}", "not_before": "2100-01-01T00:00:00Z"})
     try:
         jobd.start()
         assert {each.pid for each in jobd.datagrams} == {jobd.pid}
@@ -155,6 +157,21 @@ def test_no_request_is_refused_while_the_daemon_restarts(daemon: Start, listener
         assert jobd.result(run_id)["status"] == "completed"
     assert jobd.stop() == 0
     assert Path(listener.getsockname()).is_socket()
+
+
+def test_who_asks_while_modules_are_imported_is_not_told_that_there_is_no_such_job(
+    daemon: Start, listener: socket.socket, short_dir: Path
+) -> None:
+    module = short_dir / "slow_jobs.py"
+    module.write_text("import time\ntime.sleep(2)\nfrom tests.system.sample_jobs import *\n")
+    jobd = DaemonProcess(short_dir / "var", "--jobs", str(module), listener=listener)
+    try:
+        jobd.launch()
+        run_id = Client(str(listener.getsockname())).submit("noop")
+        assert "READY=1" not in jobd.notices
+        assert jobd.result(run_id)["status"] == "completed"
+    finally:
+        jobd.close()
 
 
 def test_requests_wait_for_a_daemon_that_is_not_there_yet(daemon: Start, listener: socket.socket) -> None:
