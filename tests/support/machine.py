@@ -151,15 +151,16 @@ def _booted(keeper: subprocess.Popen[bytes], console: IO[bytes]) -> Machine:
 
 def _leader(keeper: int) -> int | None:
     """The machine's first process: number 1 of the inner one of two namespaces."""
-    depth = len(_namespace_pids(os.getpid())) + 2
+    depth = len(namespace_pids(os.getpid())) + 2
     for process in children(keeper):
-        numbers = _namespace_pids(process.pid)
+        numbers = namespace_pids(process.pid)
         if len(numbers) == depth and numbers[-1] == "1":
             return process.pid
     return None
 
 
-def _namespace_pids(pid: int) -> list[str]:
+def namespace_pids(pid: int) -> list[str]:
+    """What a process is called in each namespace that it is in, from ours inwards; empty when it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.support.daemon import PROJECT, DaemonClient
-from tests.support.machine import Machine, boot
+from tests.support.machine import Machine, boot, namespace_pids
 from tests.support.waiting import wait_until
 
 UNIT = "craft-easy-jobd.service"
@@ -52,9 +51,9 @@ class Service(DaemonClient):
         shipped = (PROJECT / "systemd" / "settings.toml").read_text()
         self.machine.put(SETTINGS, f'{shipped}\njobs = ["{JOBS}"]\nsettle_seconds = 0.0\n{extra}\n')
 
-    def drop_in(self, text: str) -> None:
-        """Change the unit: `text` goes into its [Service] section."""
-        self.machine.put(f"{_DROP_INS}/test.conf", f"[Service]\n{text}\n")
+    def drop_in(self, *lines: str, section: str = "Service") -> None:
+        """Change the unit by these lines."""
+        self.machine.put(f"{_DROP_INS}/test.conf", "\n".join([f"[{section}]", *lines, ""]))
         self.machine.run("systemctl", "daemon-reload")
 
     def systemctl(self, *command: str, timeout: float = 45.0) -> None:
@@ -79,8 +78,14 @@ class Service(DaemonClient):
         return int(self.show("MainPID"))
 
     @property
+    def outer_pid(self) -> int:
+        """Of its main process, as we see it."""
+        pid = self.pid
+        return next(outer for outer in self.processes if namespace_pids(outer)[-1:] == [str(pid)])
+
+    @property
     def processes(self) -> set[int]:
-        """All that are in its cgroup."""
+        """All that are in its cgroup, as we see them."""
         cgroup = self._outside("/sys/fs/cgroup/system.slice") / UNIT
         told = cgroup.glob("**/cgroup.procs")
         return {int(pid) for path in told for pid in path.read_text().split()}
@@ -99,19 +104,19 @@ class Service(DaemonClient):
         """By the command line; returns the run id."""
         return self.command("submit", job, "--print-id", *arguments, user=user).strip()
 
-    def run(self, run_id: str) -> dict[str, Any]:
-        """The run as the daemon shows it."""
-        code, document = self.call("GET", f"/v1/runs/{run_id}")
-        assert code == 200, document
-        return dict(document)
-
     def wait_state(self, run_id: str, state: str, *, within: float = 30.0) -> None:
         """Wait until a run is in this state; and, when it is to be running, until its function has logged something."""
-        wait_until(
-            lambda: (run := self.run(run_id))["state"] == state and (state != "running" or run["log_count"]),
-            within=within,
-            every=0.02,
-        )
+
+        def there() -> bool:
+            code, run = self.call("GET", f"/v1/runs/{run_id}")
+            return code == 200 and run["state"] == state and (state != "running" or bool(run["log_count"]))
+
+        wait_until(there, within=within, every=0.02)
+
+    def starts(self, run_id: str) -> int:
+        """How often the function of a run was started."""
+        told = self._outside(STATE) / "starts" / run_id
+        return len(told.read_text().splitlines()) if told.exists() else 0
 
     def _outside(self, path: str) -> Path:
         return self.machine.root / path.lstrip("/")

@@ -22,13 +22,6 @@ async def quick(ctx: JobContext) -> int:
     return ctx.attempt
 
 
-@job(name="short")
-async def short(ctx: JobContext) -> int:
-    _tell(ctx)
-    await asyncio.sleep(0.2)
-    return ctx.attempt
-
-
 @job(name="obedient", timeout_seconds=60)
 async def obedient(ctx: JobContext) -> str:
     """Ends `seconds` after it was asked to stop; by itself, the first time it is started, never."""
@@ -50,25 +43,26 @@ async def interrupted(ctx: JobContext) -> str:
     return "second start"
 
 
-@job(name="flaky", retries=3, retry_delay_seconds=1)
+@job(name="flaky", retries=1, retry_delay_seconds=6)
 async def flaky(ctx: JobContext) -> int:
-    """Fails twice."""
+    """Fails once, and waits up to 6 s then."""
     _tell(ctx)
-    if ctx.attempt < 3:
-        raise RuntimeError(f"attempt {ctx.attempt} fails")
+    if ctx.attempt == 1:
+        raise RuntimeError("the first attempt fails")
     return ctx.attempt
 
 
 @job(name="family", isolation="process", timeout_seconds=60)
 async def family(ctx: JobContext) -> str:
-    """Has children that outlive their parent if they can; the first start never ends."""
+    """Its first start has children that outlive their parent if they can, and never ends."""
     _tell(ctx)
+    if len((STARTS / ctx.run_id).read_text().splitlines()) > 1:
+        return "second start"
     for _ in range(2):
-        await asyncio.create_subprocess_exec("sleep", "4321", start_new_session=True)
+        await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
     await ctx.log("started")
-    if len((STARTS / ctx.run_id).read_text().splitlines()) == 1:
-        await asyncio.sleep(1000)
-    return "second start"
+    await asyncio.sleep(1000)
+    return "first start"
 
 
 @job(name="environment")
