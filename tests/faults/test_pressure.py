@@ -10,8 +10,8 @@ import psutil
 
 from tests.faults.book import FORGIVING, NOBODY, Book, workplace
 from tests.faults.scale import chance, figures, scaled, whole
+from tests.support.cgroups import memory_group
 from tests.support.daemon import DaemonProcess
-from tests.support.memory_groups import memory_group
 from tests.support.waiting import wait_until
 
 pytestmark = whole

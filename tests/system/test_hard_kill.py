@@ -5,13 +5,13 @@ import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.support.cgroups import own_cgroup
 from tests.support.daemon import DaemonProcess
 from tests.support.waiting import wait_until
 from tests.system.hard_kill_jobs import GRACE, TIMEOUT, WAYS
@@ -41,33 +41,8 @@ def worker_cgroups(folder: Path) -> list[Path]:
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A folder of a cgroup2 tree that is the test's own."""
-    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    mount = next((Path(point) for _, point, kind, *_ in mounts if kind == "cgroup2"), None)
-    if mount is None:
-        pytest.skip("no cgroup2 is mounted")
-    folder = mount / f"craft-easy-jobs-test-{uuid.uuid4().hex[:8]}"
-    try:
-        folder.mkdir()
-    except OSError as error:
-        pytest.skip(f"{mount}: no cgroup can be made: {error.strerror}")
-    try:
+    with own_cgroup() as folder:
         yield folder
-    finally:
-        wait_until(lambda: removed(folder))
-
-
-def removed(folder: Path) -> bool:
-    """Remove a cgroup with all in it; the kernel refuses while what was killed there is still on its way out.
-
-    Killed each time: the daemon may end later than this, and starts a worker in place of each that it loses.
-    """
-    try:
-        (folder / "cgroup.kill").write_text("1")
-        for path, _, _ in os.walk(folder, topdown=False):
-            os.rmdir(path)
-    except OSError:
-        return not folder.exists()
-    return True
 
 
 @pytest.fixture(params=["process tree", "cgroup"])

@@ -4,14 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.cgroups import memory_group, own_cgroup
 from tests.support.daemon import DaemonProcess
-from tests.support.memory_groups import memory_group
 from tests.support.waiting import wait_until
 from tests.system.memory_jobs import LIMIT_MB
 
@@ -21,6 +21,16 @@ JOBS = ("--jobs", "tests.system.memory_jobs", "--cgroup", "off")
 MB = 1024**2
 # Looks come four times a second; the rest is for a machine that is busy with other tests.
 PROMISED_SECONDS = 10.0
+
+
+@pytest.fixture(params=["process tree", "cgroup"])
+def counted(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
+    """The arguments for each kind of accounting."""
+    if request.param == "process tree":
+        yield JOBS
+        return
+    with own_cgroup("memory") as folder:
+        yield (*JOBS[:-1], str(folder))
 
 
 def drop(jobd: DaemonProcess, name: str, **params: Any) -> str:
@@ -41,8 +51,10 @@ def busy(jobd: DaemonProcess) -> list[int]:
     return [each["pid"] for each in jobd.status()["workers"] if each["busy"]]
 
 
-def test_a_run_whose_child_takes_too_much_is_ended_and_its_neighbours_go_on(daemon: Start) -> None:
-    jobd = daemon(*JOBS)
+def test_a_run_whose_child_takes_too_much_is_ended_and_its_neighbours_go_on(
+    daemon: Start, counted: tuple[str, ...]
+) -> None:
+    jobd = daemon(*counted)
     neighbours = [drop(jobd, "neighbour"), drop(jobd, "neighbour-alone")]
     wait_until(lambda: all(state(jobd, run_id) == "running" for run_id in neighbours))
     result = jobd.result(drop(jobd, "limited", megabytes=2 * LIMIT_MB, seconds=60))
@@ -50,38 +62,40 @@ def test_a_run_whose_child_takes_too_much_is_ended_and_its_neighbours_go_on(daem
     assert (result["status"], result["reason"], result["attempts"]) == ("failed", "out_of_memory", 1)
     assert f"it may use {LIMIT_MB} MB" in result["error"]
     assert "raise its memory_limit_mb" in result["error"]
-    assert result["peak_rss_bytes"] > LIMIT_MB * MB
+    assert result["peak_rss_bytes"] > LIMIT_MB * MB * 0.99
     for neighbour in neighbours:
         jobd.call("POST", f"/v1/runs/{neighbour}/cancel")
         assert jobd.result(neighbour)["result"] == "undisturbed"
         assert jobd.result(neighbour)["attempts"] == 1
 
 
-def test_a_run_below_its_limit_passes_however_often_its_pages_are_counted(daemon: Start) -> None:
-    jobd = daemon(*JOBS)
+def test_a_run_below_its_limit_passes_however_often_its_pages_are_counted(
+    daemon: Start, counted: tuple[str, ...]
+) -> None:
+    jobd = daemon(*counted)
     result = jobd.result(drop(jobd, "limited", megabytes=LIMIT_MB // 2, seconds=1))
     assert (result["status"], result["result"]) == ("completed", "held")
     assert LIMIT_MB // 2 * MB < result["peak_rss_bytes"] < LIMIT_MB * MB
 
 
-def test_too_much_memory_is_a_failure_that_is_retried(daemon: Start) -> None:
-    jobd = daemon(*JOBS)
+def test_too_much_memory_is_a_failure_that_is_retried(daemon: Start, counted: tuple[str, ...]) -> None:
+    jobd = daemon(*counted)
     result = jobd.result(drop(jobd, "limited-itself"))
     assert (result["reason"], result["attempts"]) == ("out_of_memory", 2)
     own = [entry["message"] for entry in result["logs"] if entry["level"] == "info"]
     assert own == ["attempt 1", "attempt 2"]
 
 
-def test_what_a_child_uses_is_counted(daemon: Start) -> None:
-    jobd = daemon(*JOBS)
+def test_what_a_child_uses_is_counted(daemon: Start, counted: tuple[str, ...]) -> None:
+    jobd = daemon(*counted)
     result = jobd.result(drop(jobd, "uses-a-child", megabytes=100))
     assert result["status"] == "completed"
     assert result["cpu_seconds"] >= 0.5
     assert 100 * MB < result["peak_rss_bytes"] < 300 * MB
 
 
-def test_what_is_held_by_several_at_once_is_added_up(daemon: Start) -> None:
-    jobd = daemon(*JOBS)
+def test_what_is_held_by_several_at_once_is_added_up(daemon: Start, counted: tuple[str, ...]) -> None:
+    jobd = daemon(*counted)
     result = jobd.result(drop(jobd, "limited", megabytes=LIMIT_MB * 2 // 3, children=2, seconds=60))
     assert result["reason"] == "out_of_memory"
 
