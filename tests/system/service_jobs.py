@@ -1,7 +1,11 @@
 """Jobs for a service under systemd. Each start of an attempt leaves a line in the folder `starts` of its state."""
 
 import asyncio
+import errno
 import os
+import socket
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from craft_easy_jobs import JobContext, job
@@ -68,3 +72,34 @@ async def family(ctx: JobContext) -> str:
 @job(name="environment")
 async def environment(ctx: JobContext) -> dict[str, str]:
     return dict(os.environ)
+
+
+@job(name="hungry", isolation="process", timeout_seconds=60)
+async def hungry(ctx: JobContext) -> None:
+    """Takes memory without end, 4 MiB each 10 ms, so that a limit is met and not the machine's."""
+    taken = []
+    while True:
+        taken.append(b"x" * (4 << 20))
+        await asyncio.sleep(0.01)
+
+
+@job(name="reach-out")
+async def reach_out(ctx: JobContext) -> dict[str, str]:
+    """What the sandbox says to some of what a job may want."""
+    wants: dict[str, Callable[[], object]] = {
+        "internet": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close(),
+        "subprocess": lambda: subprocess.run(["/bin/true"], check=True),
+        "own state": lambda: STARTS.parent.joinpath("note").write_text("note"),
+        "etc": lambda: Path("/etc/note").write_text("note"),
+        "home": lambda: os.listdir("/root"),
+        "other processes": lambda: Path("/proc/1/cmdline").read_bytes(),
+    }
+    return {name: _answer(want) for name, want in wants.items()}
+
+
+def _answer(want: Callable[[], object]) -> str:
+    try:
+        want()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "ok"
