@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from tests.support.cgroups import memory_group
 from tests.support.daemon import PROJECT
 from tests.support.machine import needed
-from tests.support.memory_groups import memory_group
 from tests.support.service import CONTROL, OTHER_SUBMITTER, SPOOL, STATE, STRANGER, SUBMITTER, Service
 
 pytestmark = needed()
