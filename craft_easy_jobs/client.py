@@ -22,6 +22,8 @@ Spool = Literal["never", "auto", "always"]
 Document = dict[str, Any]
 
 LONG_POLL_SECONDS = 30.0
+# The daemon gives it up by itself, when its setting `reload_timeout` says so.
+RELOAD_SECONDS = 600.0
 FINAL_STATES = ("completed", "failed")
 
 _BATCH_REQUESTS = 1000
@@ -60,6 +62,14 @@ class Client:
     def tenants(self) -> list[Document]:
         """The daemon's tenants with their depth, each before those below it; ApiError 404 when it has no directory."""
         return list(self._daemon.call("GET", "/v1/tenants")["tenants"])
+
+    def reload(self) -> Document:
+        """Have the daemon read settings, tenants and job modules anew; returns what is in force then.
+
+        Raises:
+            ApiError: 409, something is wrong with them; what was in force stays in force.
+        """
+        return dict(self._daemon.call("POST", "/v1/reload", timeout=RELOAD_SECONDS))
 
     def stop(self) -> Document:
         """Go one rung down the daemon's stop ladder, as SIGTERM does."""

@@ -1,12 +1,14 @@
 """From a request to a run: what the catalogue of jobs makes of it, or why it is refused. Touches nothing."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 from uuid_utils.compat import uuid7
 
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import ChainPlan, FanOut, PlannedStep, RunSpec, encode_plan
+from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.chaining import Chain, check_plan, merged_params, naming_step
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import ParamsError, RequestError, TenantError, UnknownJobError
@@ -58,6 +60,14 @@ class Catalogue:
             first, *others = error.problems
             texts = [first.message, *(f"{problem.path}: {problem.message}" for problem in others)]
             raise RequestError(first.path, "; ".join(texts)) from None
+
+
+class Rules(NamedTuple):
+    """What decides whether a request is taken, and what becomes of it."""
+
+    settings: Settings
+    rights: Rights
+    catalogue: Catalogue
 
 
 def _compile(jobs: list[JobOptions]) -> "dict[str, ParamsValidator]":

@@ -16,6 +16,7 @@ from craft_easy_jobd.documents import (
     JobsPage,
     LogsQuery,
     Problem,
+    Reloaded,
     RunDocument,
     RunQuery,
     RunsPage,
@@ -29,10 +30,12 @@ from craft_easy_jobd.documents import (
     run_document,
     tenants_page,
 )
+from craft_easy_jobd.errors import ReloadError
 from craft_easy_jobd.ledger import Ended, Run, Submitted
 from craft_easy_jobd.openapi import JSON, LINES, PROBLEM, Route, openapi_document
 from craft_easy_jobd.operations import Operations
 from craft_easy_jobd.results import job_result
+from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.states import FINAL, RunState
 from craft_easy_jobd.status import Status
 from craft_easy_jobs.errors import ApiError, RequestError
@@ -73,6 +76,7 @@ class Api:
             Route("GET", "/v1/runs/{run_id}/logs", self.logs, LogEntry, query=LogsQuery, media=LINES),
             Route("POST", "/v1/runs/{run_id}/cancel", self.cancel, Accepted, body=CancelBody),
             Route("POST", "/v1/runs/{run_id}/retry", self.retry, Accepted),
+            Route("POST", "/v1/reload", self.reload, Reloaded),
             Route("POST", "/v1/stop", self.stop, Stopping, 202),
             Route("GET", "/openapi.json", self.openapi, dict[str, Any]),
         )
@@ -152,7 +156,7 @@ class Api:
 
     async def submit(self, request: web.Request) -> web.Response:
         """Ask for a run, or for up to 1,000 with an array; durable once answered."""
-        body = await request.read()
+        body = await read_whole(request, self._operations.settings)
         by = request[REQUESTED_BY]
         if body.lstrip(_JSON_SPACE).startswith(b"["):
             return answer(await self._submit_all(body, by), 202)
@@ -164,7 +168,7 @@ class Api:
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Ask a run to stop; answers the state it is in after that."""
-        body = read_body(CancelBody, await request.read())
+        body = read_body(CancelBody, await read_whole(request, self._operations.settings))
         run_id = request.match_info["run_id"]
         state = await self._operations.cancel(run_id, force=body.force)
         if state is None:
@@ -180,6 +184,13 @@ class Api:
         if state not in _GOES_ON:
             raise ApiError(409, f"run {run_id} is {state}; only a run that has failed can be run again")
         return answer(Accepted(run_id, state))
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """Read settings, tenants and job modules anew; refused as a whole when something is wrong with them."""
+        try:
+            return answer(await self._operations.reload())
+        except ReloadError as error:
+            raise ApiError(409, str(error)) from None
 
     async def stop(self, request: web.Request) -> web.Response:
         """Go one rung down the daemon's stop ladder, as SIGTERM does."""
@@ -244,6 +255,13 @@ class Api:
                 return
             after = end
             yield entries, after
+
+
+async def read_whole(request: web.Request, settings: Settings) -> bytes:
+    """The body of the request, of the size that the settings in force allow."""
+    limit = settings.max_request_bytes * BATCH_SIZE_FACTOR
+    # A reload does not change what the server was made with; only then is it worth a clone, which takes 25 us.
+    return await (request if limit == request.client_max_size else request.clone(client_max_size=limit)).read()
 
 
 def answer(value: Any, status: int = 200, *, headers: Mapping[str, str] | None = None) -> web.Response:

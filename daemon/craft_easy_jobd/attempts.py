@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,7 +27,6 @@ class Attempt:
     lease: Lease
     options: JobOptions
     worker: Worker
-    code_version: str | None
     started: float
     started_at: float
     timer: asyncio.TimerHandle
@@ -72,7 +70,7 @@ class Attempts:
         self._by_run: dict[str, Attempt] = {}
         self._alone: dict[str, Attempt] = {}
         self.any_alone = asyncio.Event()
-        self._by_worker: defaultdict[str, dict[str, Attempt]] = defaultdict(dict)
+        self._by_worker: dict[str, dict[str, Attempt]] = {}
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -93,25 +91,24 @@ class Attempts:
         return list(self._alone.values())
 
     def of(self, worker: Worker) -> list[Attempt]:
-        return list(self._by_worker[worker.name].values())
+        return list(self._by_worker.get(worker.name, {}).values())
 
     def load(self, worker: Worker) -> int:
         """How many slots of the worker are taken."""
-        return len(self._by_worker[worker.name])
+        return len(self._by_worker.get(worker.name, ()))
 
-    def start(self, lease: Lease, options: JobOptions, worker: Worker, code_version: str | None) -> None:
+    def start(self, lease: Lease, options: JobOptions, worker: Worker) -> None:
         """Send the attempt to the worker; its clock starts now, not when the worker says so."""
         spec = lease.spec
         attempt = Attempt(
             lease=lease,
             options=options,
             worker=worker,
-            code_version=code_version,
             started=time.monotonic(),
             started_at=time.time(),
             timer=asyncio.get_running_loop().call_later(options.timeout_seconds, self._overrun, lease),
         )
-        self._by_run[lease.run_id] = self._by_worker[worker.name][lease.run_id] = attempt
+        self._by_run[lease.run_id] = self._by_worker.setdefault(worker.name, {})[lease.run_id] = attempt
         self.idle.clear()
         if attempt.is_alone:
             worker.account.begin(options.memory_limit_bytes)
@@ -133,7 +130,10 @@ class Attempts:
     def end(self, attempt: Attempt) -> None:
         """It is over, however it ended."""
         attempt.timer.cancel()
-        del self._by_run[attempt.lease.run_id], self._by_worker[attempt.worker.name][attempt.lease.run_id]
+        own = self._by_worker[attempt.worker.name]
+        del self._by_run[attempt.lease.run_id], own[attempt.lease.run_id]
+        if not own:
+            del self._by_worker[attempt.worker.name]
         if self._alone.pop(attempt.lease.run_id, None):
             attempt.used = attempt.worker.account.end()
             # Beside others it is not known whose memory it was; each of them runs alone next.

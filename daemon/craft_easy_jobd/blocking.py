@@ -8,10 +8,11 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from craft_easy_jobd.attempts import Attempts
+from craft_easy_jobd.generation import Listener
 from craft_easy_jobd.probe import Blockage, Evidence
 from craft_easy_jobd.stacks import Stack
 from craft_easy_jobd.worker_process import Worker
-from craft_easy_jobd.workforce import Listener, Workforce
+from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.model import Level, LogEntry, timestamp
 from craft_easy_jobs.wire import BEAT_SECONDS, Entries

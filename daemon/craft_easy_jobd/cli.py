@@ -26,6 +26,7 @@ _COMMANDS = {
     "logs": _CLIENT,
     "wait": _CLIENT,
     "cancel": _CLIENT,
+    "reload": _CLIENT,
     "stop": _CLIENT,
 }
 

@@ -211,6 +211,17 @@ def retry_command(client: Client, run_ids: tuple[str, ...], as_json: bool) -> No
 
 
 @_command
+def reload_command(client: Client, as_json: bool) -> None:
+    """Have the daemon read settings, tenants and job modules anew; exit 1 when it refuses them and keeps the old.
+
+    New runs go to new workers with the new code; runs under way finish where they are.
+    """
+    now = client.reload()
+    text = f"generation {now['generation']}  code {now['code_version'] or '-'}  jobs {now['jobs']}"
+    click.echo(json.dumps(now) if as_json else text)
+
+
+@_command
 @click.option("--wait", "waits", is_flag=True, default=False, help="Return when the daemon's process has ended.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: exit 124 after that.")
 def stop_command(client: Client, waits: bool, timeout: float | None, as_json: bool) -> None:

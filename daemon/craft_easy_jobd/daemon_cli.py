@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
@@ -86,12 +86,13 @@ def _serve(config: str | None, **flags: Any) -> int:
     """Run the daemon in the foreground until it is stopped.
 
     SIGTERM or Ctrl-C: no new runs start, those under way are asked to stop and are waited for; the second cuts them,
-    the third ends all now.
+    the third ends all now. SIGHUP: settings, tenants and job modules are read anew, as `reload` does.
     """
-    settings = load_settings(config=config, environment=os.environ, flags=flags)
+    load = partial(load_settings, config=config, environment=os.environ, flags=flags)
+    settings = load()
     from craft_easy_jobd.supervisor import serve
 
-    return serve(settings)
+    return serve(settings, reread=load)
 
 
 def _check(config: str | None, as_json: bool, **flags: Any) -> int:

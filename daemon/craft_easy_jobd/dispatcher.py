@@ -37,7 +37,6 @@ class Dispatcher:
     """Claims, places and settles runs.
 
     Args:
-        budget: interruptions after which a run is given up.
         ended: called after a commit that ended runs: there is something to publish.
     """
 
@@ -49,7 +48,6 @@ class Dispatcher:
         workforce: Workforce,
         attempts: Attempts,
         *,
-        budget: int,
         ended: Callable[[], None],
     ) -> None:
         self._attempts = attempts
@@ -57,7 +55,6 @@ class Dispatcher:
         self._ledger = ledger
         self._bell = bell
         self._workforce = workforce
-        self._budget = budget
         self._ended = ended
         self._claiming: dict[Isolation, int] = dict.fromkeys(_ISOLATIONS, 0)
         self._homeless: deque[Lease] = deque()
@@ -119,15 +116,14 @@ class Dispatcher:
 
     def _place(self, lease: Lease) -> None:
         """Start the attempt in the worker of its isolation that has the most room."""
-        catalogue = self._workforce.catalogue
-        options = catalogue.jobs.get(lease.spec.job)
+        options = self._workforce.catalogue.jobs.get(lease.spec.job)
         if options is None:
             self._finish([(lease, _unstarted(lease, "unknown_job", _UNKNOWN_JOB.format(lease.spec.job)))])
         elif options.memory_limit_mb is not None and lease.spec.isolation == "shared":
             # Queued before its job got the limit.
             self._give_back([lease], "process")
         elif worker := _fit(self._workforce.roomiest(lease.spec.isolation), options):
-            self._attempts.start(lease, options, worker, catalogue.code_version)
+            self._attempts.start(lease, options, worker)
         else:
             # The worker that had the room is gone since; the next one that is ready takes the lease.
             self._homeless.append(lease)
@@ -197,8 +193,9 @@ class Dispatcher:
     def _settle(self, ended: Sequence[Ended]) -> None:
         finished: list[tuple[Lease, Result]] = []
         again: list[Again] = []
+        budget = self._workforce.settings.interruption_budget
         for facts in ended:
-            verdict = judge(facts, budget=self._budget, share=random.random())  # noqa: S311 (jitter)
+            verdict = judge(facts, budget=budget, share=random.random())  # noqa: S311 (jitter)
             if isinstance(verdict, Again):
                 again.append(verdict)
             else:
@@ -258,7 +255,7 @@ def _facts(
         started_at=attempt.started_at,
         completed_at=attempt.completed_at,
         worker=attempt.worker.name,
-        code_version=attempt.code_version,
+        code_version=attempt.worker.code_version,
         used=attempt.used,
         within_limit=attempt.worker.oom_kill == "machine",
     )

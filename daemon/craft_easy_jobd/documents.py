@@ -106,6 +106,14 @@ class ChainsPage(msgspec.Struct, frozen=True):
     chains: list[ChainDocument]
 
 
+class Reloaded(msgspec.Struct, frozen=True):
+    """What is in force after a reload: workers of this generation take the attempts from now on."""
+
+    generation: int
+    code_version: str | None
+    jobs: int
+
+
 class Accepted(msgspec.Struct, frozen=True):
     """The run is in the ledger; `state` is what it is in now."""
 

@@ -5,7 +5,7 @@ import time
 
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
-from craft_easy_jobd.tenancy import Tenancy
+from craft_easy_jobd.workforce import Workforce
 
 _SECONDS = 1.0
 
@@ -13,10 +13,10 @@ _SECONDS = 1.0
 class Duties:
     """Looks at what no event tells of."""
 
-    def __init__(self, ledger: SqliteLedger, dispatcher: Dispatcher, tenancy: Tenancy) -> None:
+    def __init__(self, ledger: SqliteLedger, dispatcher: Dispatcher, workforce: Workforce) -> None:
         self._ledger = ledger
         self._dispatcher = dispatcher
-        self._tenancy = tenancy
+        self._workforce = workforce
         self._done_at: float | None = None
 
     @property
@@ -37,6 +37,6 @@ class Duties:
                 if self._ledger.broken is not None:
                     raise self._ledger.broken
                 self._dispatcher.look_again()
-                await self._tenancy.refresh()
+                await self._workforce.tenancy.refresh()
         finally:
             self._done_at = None

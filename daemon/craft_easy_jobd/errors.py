@@ -34,6 +34,10 @@ class RootLockedError(CraftEasyJobsError):
     exit_code = EX_TEMPFAIL
 
 
+class ReloadError(CraftEasyJobsError):
+    """A reload is refused; what was in force stays in force."""
+
+
 class JobsError(CraftEasyJobsError):
     """The workers cannot import the modules that register jobs."""
 

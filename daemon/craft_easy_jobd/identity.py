@@ -85,6 +85,11 @@ class Rights:
         self._controlling = _numbers("control_groups", settings.control_groups, _group_number)
 
     @property
+    def doors(self) -> tuple[object, ...]:
+        """What decides how folders and the control socket are made, which is done once."""
+        return self.lets_others_in, self.socket_groups, self.incoming
+
+    @property
     def restricted(self) -> bool:
         """Whether not everybody may submit who can write into incoming/."""
         return bool(self._users or self._groups)

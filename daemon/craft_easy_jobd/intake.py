@@ -12,14 +12,12 @@ import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from craft_easy_jobd.admission import Catalogue, admit, new_run_id
+from craft_easy_jobd.admission import Rules, admit, new_run_id
 from craft_easy_jobd.folders import PRIVATE, folder, require_folders, sync
-from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import RequestFile, RunSpec
 from craft_easy_jobd.patience import Patience, mark
 from craft_easy_jobd.rejects import exists, reject
 from craft_easy_jobd.request_files import UnreadyError, check_file, is_draft, read_file
-from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.errors import RequestError
 from craft_easy_jobs.model import RUN_ID_PATTERN, decode_request
 
@@ -65,22 +63,18 @@ class Intake:
     """Takes requests in, slice by slice.
 
     Attributes:
-        catalogue: the jobs that there are; may be changed between two slices.
-        rights: who may submit; may be changed as well.
+        rules: those in force; may be changed between two slices.
         more: the last look left files for another one.
         unready: the files that may become right yet.
     """
 
-    def __init__(
-        self, settings: Settings, catalogue: Catalogue, rights: Rights, *, before_look: Callable[[], None]
-    ) -> None:
-        self.catalogue = catalogue
-        self.rights = rights
+    def __init__(self, rules: Rules, *, before_look: Callable[[], None]) -> None:
+        settings = rules.settings
+        self.rules = rules
         self.more = False
         self.unready = Patience(settings.settle_seconds)
         self._stuck = Patience(_STUCK_SECONDS)
-        self._settings = settings
-        mode, group = rights.incoming
+        mode, group = rules.rights.incoming
         self._modes = {settings.incoming_dir: mode, settings.claimed_dir: PRIVATE, settings.rejected_dir: PRIVATE}
         self._groups = {settings.incoming_dir: group}
         self._before_look = before_look
@@ -99,6 +93,7 @@ class Intake:
         """Look at the files that were dropped, the oldest first, LOOK_FILES at most; claim them slice by slice."""
         with self._open() as folders:
             self._before_look()
+            self.unready.seconds = self.rules.settings.settle_seconds
             self.unready.begin()
             self._stuck.begin()
             names = self._oldest(folders.incoming)
@@ -131,8 +126,8 @@ class Intake:
             SyncError: the disk failed.
         """
         with self._open() as folders:
-            sync(folders.claimed, str(self._settings.claimed_dir))
-            sync(folders.incoming, str(self._settings.incoming_dir))
+            sync(folders.claimed, str(self.rules.settings.claimed_dir))
+            sync(folders.incoming, str(self.rules.settings.incoming_dir))
 
     def remove(self, run_ids: Iterable[str]) -> None:
         """Unlink claimed files. Twice is harmless."""
@@ -202,13 +197,13 @@ class Intake:
         return None
 
     def _claim(self, name: str, status: os.stat_result, folders: _Folders) -> Claim | None:
-        check_file(status, self._settings, self.rights)
+        check_file(status, self.rules.settings, self.rules.rights)
         data, unchanged = read_file(name, status, folders.incoming)
         if not unchanged:
             return None
         request = decode_request(data)
         run_id = request.run_id or new_run_id()
-        spec = admit(request, self.catalogue, run_id=run_id, requested_by=self._owner(status.st_uid))
+        spec = admit(request, self.rules.catalogue, run_id=run_id, requested_by=self._owner(status.st_uid))
         if run_id in self._claimed:
             raise RequestError("run_id", f"{run_id!r} is being admitted already; choose another one")
         if not _move(name, f"{run_id}.json", status.st_ino, folders):
@@ -222,9 +217,9 @@ class Intake:
             status = os.stat(name, dir_fd=claimed, follow_symlinks=False)
             run: RunSpec | RequestError
             try:
-                check_file(status, self._settings, self.rights)
+                check_file(status, self.rules.settings, self.rules.rights)
                 request = decode_request(read_file(name, status, claimed)[0])
-                run = admit(request, self.catalogue, run_id=run_id, requested_by=self._owner(status.st_uid))
+                run = admit(request, self.rules.catalogue, run_id=run_id, requested_by=self._owner(status.st_uid))
             except RequestError as error:
                 run = error
             self._claimed.add(run_id)
@@ -237,7 +232,7 @@ class Intake:
         logger.warning("rejected %s: %s", ascii(dropped), error, extra=facts)
 
     def _owner(self, uid: int) -> str:
-        return self.rights.people.person(uid).name
+        return self.rules.rights.people.person(uid).name
 
 
 def _claim(run_id: str, dropped: str, status: os.stat_result, run: RunSpec | RequestError) -> Claim:

@@ -50,6 +50,11 @@ class _BoundedQueueHandler(logging.handlers.QueueHandler):
             return
 
 
+def set_level(level: str) -> None:
+    """Log what has at least this level, from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
 @contextmanager
 def logging_to_stderr(level: str, form: Literal["json", "text"]) -> Iterator[None]:
     """Log through a queue until the block ends; what is queued then is still written."""
@@ -64,7 +69,7 @@ def logging_to_stderr(level: str, form: Literal["json", "text"]) -> Iterator[Non
     listener = logging.handlers.QueueListener(records, sink)
     root = logging.getLogger()
     root.addHandler(handler)
-    root.setLevel(level.upper())
+    set_level(level)
     # Its access log says nothing that ours does not.
     logging.getLogger("aiohttp").setLevel(logging.WARNING)
     listener.start()

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from craft_easy_jobd.bell import Bell
+from craft_easy_jobd.documents import Reloaded
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import Ledger, Submitted
 from craft_easy_jobd.settings import Settings
@@ -19,9 +20,15 @@ from craft_easy_jobs.tenants import TenantDirectory
 class Operations(Protocol):
     """The supervisor, as its clients see it; all calls are made on its loop."""
 
-    settings: Settings
-    rights: Rights
     bell: Bell
+
+    @property
+    def rights(self) -> Rights:
+        """Those that the settings in force give."""
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force now."""
 
     @property
     def ledger(self) -> Ledger: ...
@@ -47,6 +54,9 @@ class Operations(Protocol):
 
     def chains(self) -> Sequence[Chain]:
         """The chains that the workers announced, sorted by name."""
+
+    async def reload(self) -> Reloaded:
+        """Read settings, tenants and job modules anew; raises ReloadError when something is wrong with them."""
 
     def stop(self) -> None:
         """Go one rung down the stop ladder, as SIGTERM does."""

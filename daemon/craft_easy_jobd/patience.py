@@ -20,7 +20,7 @@ class _Note(NamedTuple):
 
 
 class Patience:
-    """Notes of files that are left alone until they have stood still for `seconds`.
+    """Notes of files that are left alone until they have stood still for `seconds`, which may be changed.
 
     Time is monotonic, so that a jump of the clock neither shortens the wait nor makes it endless. Each look through
     the folder makes its notes anew; those of files that are gone end with it. There are at most MAX_NOTES: what finds
@@ -28,7 +28,7 @@ class Patience:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._notes: dict[str, _Note] = {}
         self._taken: dict[str, _Note] = {}
 
@@ -43,7 +43,7 @@ class Patience:
     def waiting(self, name: str, now: Mark) -> bool:
         """True while this file need not be looked at: it is as it was noted, and its time has not passed."""
         note = self._notes.get(name)
-        if note is None or note.mark != now or time.monotonic() >= note.since + self._seconds:
+        if note is None or note.mark != now or time.monotonic() >= note.since + self.seconds:
             return False
         self._taken[name] = note
         return True
@@ -62,4 +62,4 @@ class Patience:
         """Seconds until the first of them is to be looked at again, None when there is none."""
         if not self._notes:
             return None
-        return max(0.0, min(note.since for note in self._notes.values()) + self._seconds - time.monotonic())
+        return max(0.0, min(note.since for note in self._notes.values()) + self.seconds - time.monotonic())

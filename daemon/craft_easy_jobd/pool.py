@@ -32,12 +32,8 @@ class Pool:
     worker when the thread that started it ends.
     """
 
-    def __init__(
-        self, settings: Settings, events: WorkerEvents, tasks: asyncio.TaskGroup, containment: Containment
-    ) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, containment: Containment) -> None:
         self.workers: dict[str, Worker] = {}
-        self._settings = settings
-        self._events = events
         self._tasks = tasks
         self._containment = containment
         # A process that is being started is no worker yet, and must not be swept as if it were left by one.
@@ -47,15 +43,17 @@ class Pool:
         self._helpers: list[asyncio.subprocess.Process] = []
         self._closing = False
 
-    async def start_worker(self, isolation: Isolation) -> Worker:
-        """Start a worker; when it returns the process runs, but is not ready yet.
+    async def start_worker(
+        self, isolation: Isolation, settings: Settings, events: WorkerEvents, *, generation: int = 1
+    ) -> Worker:
+        """Start a worker with these settings; when it returns the process runs, but is not ready yet.
 
         Raises:
             OSError: no process can be started now.
         """
         self._started[isolation] += 1
         name = f"{_NAMES[isolation]}{self._started[isolation]}"
-        slots = self._settings.slots if isolation == "shared" else 1
+        slots = settings.slots if isolation == "shared" else 1
         with ExitStack() as undo:
             probe = Probe()
             undo.callback(probe.close)
@@ -63,9 +61,11 @@ class Pool:
             undo.callback(ours.close)
             with theirs:
                 async with self._starting:
-                    process = await self._spawn(name, theirs.fileno(), probe, slots)
+                    process = await self._spawn(name, theirs.fileno(), probe, slots, settings)
                     account = self._containment.account(name, process.pid)
-                    worker = Worker(name, isolation, slots, process, ours, probe, account, self._events, self._sweep)
+                    worker = Worker(
+                        name, isolation, slots, process, ours, probe, account, events, self._sweep, generation
+                    )
                     self.workers[name] = worker
             undo.pop_all()
         task = self._tasks.create_task(self._attend(worker), name=f"worker {name}")
@@ -100,8 +100,9 @@ class Pool:
         if self._attending:
             await asyncio.wait(self._attending)
 
-    async def _spawn(self, name: str, fd: int, probe: Probe, slots: int) -> asyncio.subprocess.Process:
-        settings = self._settings
+    async def _spawn(
+        self, name: str, fd: int, probe: Probe, slots: int, settings: Settings
+    ) -> asyncio.subprocess.Process:
         options = WorkerOptions(
             fd=fd,
             parent=os.getpid(),
@@ -143,7 +144,7 @@ class Pool:
             raise
         finally:
             del self.workers[worker.name]
-            self._events.worker_gone(worker, worker.returncode, worker.problem)
+            worker.events.worker_gone(worker, worker.returncode, worker.problem)
 
 
 def _untouched(worker: Worker, swept: Worker) -> list[int]:

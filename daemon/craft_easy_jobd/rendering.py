@@ -53,12 +53,13 @@ def status_text(status: Document) -> str:
     head = [
         f"craft-easy-jobd {status['version']}  pid {status['pid']}  up {up}  {status['state']}{ladder}",
         f"root {status['root']}  jobs {status['jobs']}  containment {status['containment']}  publishing {publishing}",
+        f"generation {status['generation']}  code {status['code_version'] or '-'}",
         "  ".join(f"{state} {number}" for state, number in status["runs"].items()),
         *(f"problem: {problem}" for problem in status["problems"]),
         *(_blocked(worker["name"], worker["blocked"]) for worker in status["workers"] if worker["blocked"]),
         f"accounting {status['accounting']} ({status['accounting_note']})",
     ]
-    worker_heads = ("WORKER", "PID", "ISOLATION", "STATE", "BUSY", "CPU", "RSS", "LAG")
+    worker_heads = ("WORKER", "PID", "GENERATION", "CODE", "ISOLATION", "STATE", "BUSY", "CPU", "RSS", "LAG")
     blocks = ["\n".join(map(plain, head)), table(worker_heads, map(_worker_row, status["workers"]))]
     if status["running"]:
         run_heads = ("RUN", "JOB", "TENANT", "STATE", "ATTEMPT", "AGE", "WORKER", "%", "PROGRESS")
@@ -78,6 +79,8 @@ def _worker_row(worker: Document) -> tuple[object, ...]:
     return (
         worker["name"],
         worker["pid"],
+        worker["generation"],
+        worker["code_version"],
         worker["isolation"],
         worker["state"],
         f"{worker['busy']}/{worker['slots']}",

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from craft_easy_jobd.accounting import Accounting
@@ -13,6 +13,7 @@ from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import Blocked, ContainmentKind, Status, WorkerState, WorkerStatus
 from craft_easy_jobd.stopping import Level, daemon_state
 from craft_easy_jobd.worker_process import Worker
+from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs import __version__
 
 # More than a screen shows; `list --state running` has them all.
@@ -28,9 +29,8 @@ def report(
     ready: bool,
     uptime_seconds: float,
     counts: Mapping[RunState, int],
-    workers: Sequence[Worker],
+    workforce: Workforce,
     attempts: Attempts,
-    jobs: int,
     containment: ContainmentKind,
     accounting: Accounting,
     publishing: int | None,
@@ -43,13 +43,15 @@ def report(
         ladder=level,
         uptime_seconds=round(uptime_seconds, 3),
         root=os.path.abspath(settings.root),
-        jobs=jobs,
+        jobs=len(workforce.catalogue.jobs),
+        generation=workforce.current.number,
+        code_version=workforce.catalogue.code_version,
         containment=containment,
         accounting=accounting.kind,
         accounting_note=accounting.note,
         publishing=publishing,
         runs=dict(counts),
-        workers=[_worker(worker, attempts.load(worker)) for worker in workers],
+        workers=[_worker(worker, attempts.load(worker)) for worker in workforce.workers],
         running=[attempt.status() for attempt in islice(attempts, _RUNNING_SHOWN)],
         problems=[problem for problem in problems if problem],
     )
@@ -61,6 +63,8 @@ def _worker(worker: Worker, busy: int) -> WorkerStatus:
         name=worker.name,
         pid=worker.pid,
         isolation=worker.isolation,
+        generation=worker.generation,
+        code_version=worker.code_version,
         slots=worker.slots,
         busy=busy,
         cpu_seconds=round(footprint.cpu_seconds, 2),

@@ -8,9 +8,11 @@ from craft_easy_jobd.admission import admit, new_run_id
 from craft_easy_jobd.background import unless
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.dispatcher import Dispatcher
+from craft_easy_jobd.documents import Reloaded
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import Ledger, RunSpec, Slice, Submitted
 from craft_easy_jobd.publisher import Publisher
+from craft_easy_jobd.reloading import Reloading
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.shutdown import Shutdown
 from craft_easy_jobd.states import RunState
@@ -28,27 +30,33 @@ class Service:
 
     def __init__(
         self,
-        settings: Settings,
-        rights: Rights,
         ledger: Ledger,
         bell: Bell,
         dispatcher: Dispatcher,
         workforce: Workforce,
         publisher: Publisher,
         shutdown: Shutdown,
+        reloading: Reloading,
         *,
         status: Callable[[], Status],
     ) -> None:
-        self.settings = settings
-        self.rights = rights
         self.ledger = ledger
         self.bell = bell
         self.status = status
         self.stop = shutdown.step
+        self._reloading = reloading
         self._stop_asked = shutdown.asked
         self._dispatcher = dispatcher
         self._workforce = workforce
         self._publisher = publisher
+
+    @property
+    def rights(self) -> Rights:
+        return self._workforce.current.rights
+
+    @property
+    def settings(self) -> Settings:
+        return self._workforce.settings
 
     def jobs(self) -> Sequence[JobOptions]:
         return sorted(self._workforce.catalogue.jobs.values(), key=lambda job: job.name)
@@ -91,11 +99,15 @@ class Service:
 
     async def _jobs_known(self) -> None:
         """Who asks while the daemon starts must not hear that there is no such job."""
-        known = self._workforce.known
+        known = self._workforce.current.known
         if not known.done():
             await unless(self._stop_asked, asyncio.wait({known}))
         if not known.done() or known.exception() is not None:
             raise ApiError(503, "the daemon ends before it knows its jobs; ask again when it is back")
+
+    async def reload(self) -> Reloaded:
+        current = await self._reloading.reload()
+        return Reloaded(current.number, current.catalogue.code_version, len(current.catalogue.jobs))
 
     def _admit(self, request: Request, requested_by: str | None) -> RunSpec | RequestError:
         run_id = request.run_id or new_run_id()

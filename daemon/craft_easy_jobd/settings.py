@@ -1,6 +1,7 @@
 """All settings of the daemon, one frozen class; flags, environment and the settings file are made from its fields."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     drain_timeout: Seconds = 30.0
     """How long a stop of the daemon waits for runs to obey before it cuts them."""
+    reload_timeout: Seconds = 30.0
+    """How long a reload waits for workers with the new code before it is refused."""
     interruption_budget: Annotated[int, msgspec.Meta(ge=0)] = 3
     """How often a run is started again after its worker or the daemon died under it."""
     scan_interval: Annotated[float, msgspec.Meta(gt=0)] = 5.0
@@ -99,3 +102,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def socket_path(self) -> Path:
         return Path(self.socket or Path(self.root, "control.sock"))
+
+
+# What is opened, or made to be found by others, once: at the start.
+FIXED = ("root", "spool", "results", "state", "socket", "cgroup", "log_format")
+# They decide how folders and the control socket are made, among other things.
+DOORS = ("allowed_users", "allowed_groups", "control_groups")
+
+
+def changes(before: Settings, after: Settings, keys: Iterable[str]) -> list[str]:
+    """Those of the keys that differ."""
+    return [key for key in keys if getattr(before, key) != getattr(after, key)]

@@ -7,6 +7,7 @@ from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.manager import Manager
 from craft_easy_jobd.stopping import Cause, Level, next_level
+from craft_easy_jobd.workforce import Workforce
 
 logger = logging.getLogger("craft_easy_jobd")
 
@@ -17,17 +18,16 @@ _SETTLE_SECONDS = 30.0
 class Shutdown:
     """Goes down the ladder, one step a call; `asked` is set by the first.
 
-    Args:
-        drain_timeout: seconds after which a drain becomes a cut by itself.
+    After the `drain_timeout` of the settings in force a drain becomes a cut by itself.
     """
 
-    def __init__(self, dispatcher: Dispatcher, attempts: Attempts, manager: Manager, *, drain_timeout: float) -> None:
+    def __init__(self, dispatcher: Dispatcher, attempts: Attempts, manager: Manager, workforce: Workforce) -> None:
         self.level = Level.SERVING
         self.asked = asyncio.Event()
         self._dispatcher = dispatcher
         self._attempts = attempts
         self._manager = manager
-        self._drain_timeout = drain_timeout
+        self._workforce = workforce
 
     def step(self) -> None:
         """A signal, or a client's wish: drain, cut, now."""
@@ -50,9 +50,10 @@ class Shutdown:
         self.asked.set()
 
     def _drain(self) -> None:
+        drain_timeout = self._workforce.settings.drain_timeout
         grace = max((attempt.options.grace_seconds for attempt in self._attempts), default=0.0)
-        self._manager.stopping(within=self._drain_timeout + grace + _SETTLE_SECONDS)
+        self._manager.stopping(within=drain_timeout + grace + _SETTLE_SECONDS)
         self._dispatcher.close()
         for attempt in list(self._attempts):
             self._attempts.ask(attempt)
-        asyncio.get_running_loop().call_later(self._drain_timeout, self._descend, Level.CUT)
+        asyncio.get_running_loop().call_later(drain_timeout, self._descend, Level.CUT)

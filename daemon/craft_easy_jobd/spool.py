@@ -20,14 +20,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from craft_easy_jobd.admission import Catalogue
+from craft_easy_jobd.admission import Rules
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.folders import SyncError
-from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.intake import Claim, Intake, Slices
 from craft_easy_jobd.lane import Lane
 from craft_easy_jobd.ledger import Ledger, RunSpec, Slice, Submitted
-from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.trouble import Trouble
 from craft_easy_jobd.watching import Watch
 from craft_easy_jobs.errors import RequestError
@@ -48,7 +46,7 @@ class Submit(Protocol):
 
 
 class Spool:
-    """Owns incoming/, claimed/ and rejected/. `submit` is called on the loop, `catalogue` in the spool's thread.
+    """Owns incoming/, claimed/ and rejected/. `submit` is called on the loop, `rules` in its thread, too.
 
     Attributes:
         looked: set once all of it was looked through, or was found to be out of reach for now, see `problem`.
@@ -56,21 +54,18 @@ class Spool:
 
     def __init__(
         self,
-        settings: Settings,
+        rules: Callable[[], Rules],
         ledger: Ledger,
-        rights: Rights,
         *,
         submit: Submit,
-        catalogue: Callable[[], Catalogue],
     ) -> None:
-        self._settings = settings
+        self._rules = rules
         self._ledger = ledger
         self._submit = submit
-        self._catalogue = catalogue
         self.looked = asyncio.Event()
         self._hint = asyncio.Event()
-        self._watch = Watch(settings.incoming_dir, self._hint.set)
-        self._intake = Intake(settings, catalogue(), rights, before_look=self._watch.renew)
+        self._watch = Watch(rules().settings.incoming_dir, self._hint.set)
+        self._intake = Intake(rules(), before_look=self._watch.renew)
         self._lane = Lane("spool")
         self._trouble = Trouble(logger)
         self._leftovers = True
@@ -140,7 +135,7 @@ class Spool:
             if not await self._attempt(self._let_go):
                 return False
         due = self._intake.unready.due_in()
-        longest = self._settings.scan_interval
+        longest = self._rules().settings.scan_interval
         await self._hinted(longest if due is None else min(due, longest))
         return True
 
@@ -178,7 +173,7 @@ class Spool:
     def _advance(self, slices: Slices) -> list[Claim] | None:
         """Reject what was refused, and claim the next slice, in one trip to the thread."""
         self._reject_refused()
-        self._intake.catalogue = self._catalogue()
+        self._intake.rules = self._rules()
         return next(slices, None)
 
     def _reject_refused(self) -> None:

@@ -27,15 +27,17 @@ class Blocked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker process. `cpu_seconds` since its start, `loop_lag_seconds` as it said last.
+    """A worker process. `code_version`: of the job modules that it imported, null while it does so.
 
-    `cpu_seconds` and `rss_bytes` are those of the worker with what its jobs started, as of `accounting`; added up over
-    the process tree, 30 processes are counted.
+    `cpu_seconds` since its start, `loop_lag_seconds` as it said last. `cpu_seconds` and `rss_bytes` are those of the
+    worker with what its jobs started, as of `accounting`; added up over the process tree, 30 processes are counted.
     """
 
     name: str
     pid: int
     isolation: Isolation
+    generation: int
+    code_version: str | None
     slots: int
     busy: int
     cpu_seconds: float | None
@@ -69,6 +71,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         accounting: how the memory and CPU time of runs are found, and how their memory_limit_mb is held: by the kernel
             in a cgroup, or by looking at the process tree several times a second. `accounting_note`: why so.
         publishing: pid of the process that writes result files, null while there is none.
+        generation: of the workers that take attempts, one more with each reload that was tried. Workers of earlier ones
+            finish what they have.
         running: at most `running_limit`, oldest first.
     """
 
@@ -79,6 +83,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     uptime_seconds: float
     root: str
     jobs: int
+    generation: int
+    code_version: str | None
     containment: ContainmentKind
     accounting: AccountingKind
     accounting_note: str

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -30,6 +30,7 @@ from craft_easy_jobd.manager import Manager, Vital, summary
 from craft_easy_jobd.memory_watch import MemoryWatch
 from craft_easy_jobd.notify import take_listener
 from craft_easy_jobd.publisher import Publisher
+from craft_easy_jobd.reloading import Reloading
 from craft_easy_jobd.reporting import report
 from craft_easy_jobd.rootlock import root_lock
 from craft_easy_jobd.service import Service
@@ -57,8 +58,11 @@ _RECOVERY_SECONDS = 600.0
 _DUTIES_SECONDS, _COMMIT_SECONDS, _FILES_SECONDS = 60.0, 120.0, 300.0
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, *, reread: Callable[[], Settings]) -> int:
     """Run the daemon until it is stopped; returns its exit code.
+
+    Args:
+        reread: reads the settings anew for a reload, from where they came from.
 
     Raises:
         CraftEasyJobsError: it cannot start or cannot go on; the text is for the operator, `exit_code` for systemd.
@@ -73,7 +77,7 @@ def serve(settings: Settings) -> int:
     with root_lock(settings.state_dir), logging_to_stderr(settings.log_level, settings.log_format):
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_run(settings, listener))
+                runner.run(_run(settings, reread, listener))
         # Not except*: what that raises leaves Python 3.11.2, which Debian 12 has, in a group.
         except Exception as error:
             raise _for_the_operator(error) from None
@@ -90,9 +94,9 @@ def _for_the_operator(error: Exception) -> CraftEasyJobsError:
     return InternalError(problem)
 
 
-async def _run(settings: Settings, listener: socket.socket | None) -> None:
+async def _run(settings: Settings, reread: Callable[[], Settings], listener: socket.socket | None) -> None:
     async with asyncio.TaskGroup() as tasks:
-        await Supervisor(settings, tasks, listener).run()
+        await Supervisor(settings, tasks, reread=reread, listener=listener).run()
 
 
 def _make_folder(path: Path, mode: int) -> None:
@@ -110,10 +114,16 @@ def _first(errors: BaseExceptionGroup[E]) -> E:
 class Supervisor:
     """The composition of the daemon: its parts, their boot and their stop."""
 
-    def __init__(self, settings: Settings, tasks: asyncio.TaskGroup, listener: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tasks: asyncio.TaskGroup,
+        *,
+        reread: Callable[[], Settings],
+        listener: socket.socket | None,
+    ) -> None:
         self._settings = settings
         self._listener = listener
-        rights = Rights(settings)
         self._bell = Bell()
         self._ledger = SqliteLedger(settings.ledger_path)
         self._tasks = tasks
@@ -133,11 +143,10 @@ class Supervisor:
             self._bell,
             self._workforce,
             self._attempts,
-            budget=settings.interruption_budget,
             ended=self._publisher.wake,
         )
         self._workforce.listener = self._dispatcher
-        self._duties = Duties(self._ledger, self._dispatcher, self._workforce.tenancy)
+        self._duties = Duties(self._ledger, self._dispatcher, self._workforce)
         self._watch = Watch(self._workforce, self._attempts, self._dispatcher)
         self._manager = Manager(
             describe=self._summary,
@@ -147,24 +156,22 @@ class Supervisor:
                 Vital("what is due each second is not done", lambda: self._duties.stalled_seconds, _DUTIES_SECONDS),
             ),
         )
-        self._shutdown = Shutdown(self._dispatcher, self._attempts, self._manager, drain_timeout=settings.drain_timeout)
+        self._shutdown = Shutdown(self._dispatcher, self._attempts, self._manager, self._workforce)
+        self._reloading = Reloading(reread, self._workforce, self._manager, self._shutdown.asked, tasks)
         self._service = Service(
-            settings,
-            rights,
             self._ledger,
             self._bell,
             self._dispatcher,
             self._workforce,
             self._publisher,
             self._shutdown,
+            self._reloading,
             status=self._report,
         )
         self._spool = Spool(
-            settings,
+            lambda: self._workforce.rules,
             self._ledger,
-            rights,
             submit=self._service.admitted,
-            catalogue=lambda: self._workforce.catalogue,
         )
 
     # -- life
@@ -190,7 +197,7 @@ class Supervisor:
         # Recovery starts runs again: what an earlier life left of them must not go on beside them.
         await asyncio.to_thread(kill_leftovers, self._containment)
         # Python starts in the workers while the supervisor recovers and imports its HTTP server.
-        await self._workforce.start()
+        await self._workforce.current.start()
         undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
         await undo.enter_async_context(running(self._tasks, self._watch.run(), "watch over the workers"))
         memory = MemoryWatch(self._attempts).run()
@@ -217,6 +224,7 @@ class Supervisor:
             if not self._shutdown.asked.is_set():
                 self._ready = True
                 self._manager.ready()
+                self._reloading.begin()
                 jobs = len(self._workforce.catalogue.jobs)
                 logger.info("serving", extra={"root": self._settings.root, "jobs": jobs})
             await self._shutdown.asked.wait()
@@ -228,7 +236,7 @@ class Supervisor:
         await self._commits.settled()
 
     async def _announced(self) -> None:
-        await asyncio.shield(self._workforce.known)
+        await asyncio.shield(self._workforce.current.known)
 
     async def _looked(self) -> None:
         for event in (self._reachable, self._publisher.looked, self._spool.looked):
@@ -242,7 +250,7 @@ class Supervisor:
 
     async def _publishing(self) -> None:
         # Its process starts after the workers' imports, unless those take long: first runs do not wait for it.
-        await asyncio.wait({self._workforce.known}, timeout=_IMPORT_SECONDS)
+        await asyncio.wait({self._workforce.current.known}, timeout=_IMPORT_SECONDS)
         await self._publisher.run()
 
     async def _control(self) -> None:
@@ -271,7 +279,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._shutdown.step)
-        loop.add_signal_handler(signal.SIGHUP, logger.warning, "reload is not supported yet; restart the daemon")
+        loop.add_signal_handler(signal.SIGHUP, self._reloading.ask)
 
     def _report(self) -> Status:
         return report(
@@ -280,9 +288,8 @@ class Supervisor:
             ready=self._ready,
             uptime_seconds=time.monotonic() - self._started,
             counts=self._ledger.counts,
-            workers=self._workforce.workers,
+            workforce=self._workforce,
             attempts=self._attempts,
-            jobs=len(self._workforce.catalogue.jobs),
             containment=self._containment.kind,
             accounting=self._containment.accounting,
             publishing=self._publisher.pid,
@@ -295,7 +302,8 @@ class Supervisor:
 
     def _problems(self) -> list[str]:
         problems = (part.problem for part in (self._commits, self._spool, self._publisher))
-        return [*filter(None, problems), *self._workforce.problems]
+        refused = [f"reload refused: {self._reloading.problem}"] if self._reloading.problem else []
+        return [*filter(None, problems), *refused, *self._workforce.problems]
 
 
 def _import_control() -> "type[Control]":

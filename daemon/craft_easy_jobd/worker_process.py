@@ -64,10 +64,13 @@ class Worker:
 
     Attributes:
         started: monotonic seconds.
-        ready: can take attempts; false while it imports the jobs.
+        events: who is told what it does.
+        generation: number of the one that it belongs to.
+        ready: has imported the jobs; `code_version` says which.
         leaving: was told that no more attempts will come.
         killed: SIGKILL was sent on our side.
         stuck: SIGKILL has not ended all of it, see `remains`.
+        hangs: what status says of it then.
         remains: processes that its jobs started and that were there when it was looked for them last.
         busy: attempts that it carries out, as it said last.
         beat_at: when its loop was known to turn last, monotonic seconds.
@@ -87,23 +90,27 @@ class Worker:
         account: Account,
         events: WorkerEvents,
         sweep: "Callable[[Worker], Awaitable[list[int] | None]]",
+        generation: int,
     ) -> None:
         self.name = name
         self.isolation: Isolation = isolation
         self.slots = slots
+        self.generation = generation
         self.pid = process.pid
         self.started = time.monotonic()
         self.ready = False
+        self.code_version: str | None = None
         self.leaving = False
         self.killed = False
         self.stuck = False
+        self.hangs: str | None = None
         self.remains: list[int] = []
         self.busy = 0
         self.beat_at = self.started
         self.blocked: Blockage | None = None
         self.probe = probe
         self.account = account
-        self._events = events
+        self.events = events
         self._sweep = sweep
         self._process = process
         self._problem = ""
@@ -122,6 +129,11 @@ class Worker:
         """How late its loop was for the last beat, or how long a beat is overdue: then its loop is blocked."""
         overdue = time.monotonic() - self.beat_at - BEAT_SECONDS if self.ready else 0.0
         return max(self._lag_seconds, overdue)
+
+    @property
+    def takes_attempts(self) -> bool:
+        """Whether a further attempt would be carried out at once, if it has a free slot."""
+        return self.ready and not (self.leaving or self.killed) and self.blocked is None
 
     def send(self, message: ToWorker) -> None:
         """Send with all else of this turn of the loop; dropped when the worker is gone."""
@@ -193,7 +205,7 @@ class Worker:
             self.remains = found or []
             if (found is not None or not had_ended) and not self.stuck and time.monotonic() > deadline:
                 self.stuck = True
-                self._events.worker_stuck(self, self._hanging())
+                self.events.worker_stuck(self, self._hanging())
             await asyncio.sleep(_HANGING_SECONDS if self.stuck else _ROUND_SECONDS)
 
     def _hanging(self) -> str:
@@ -212,17 +224,18 @@ class Worker:
             elif isinstance(message, Catalogue):
                 self._introduced(message)
             elif isinstance(message, Tenants):
-                self._events.worker_listed(self, message)
+                self.events.worker_listed(self, message)
             else:
                 said.append(message)
         if said:
-            self._events.worker_said(self, said)
+            self.events.worker_said(self, said)
 
     def _introduced(self, catalogue: Catalogue) -> None:
         self._problem = catalogue.error or ""
+        self.code_version = catalogue.code_version
         self.ready = catalogue.error is None
         self.beat_at = time.monotonic()
-        self._events.worker_ready(self, catalogue)
+        self.events.worker_ready(self, catalogue)
 
     def _lost(self, problem: str) -> None:
         """The link ended: mostly because the process does."""

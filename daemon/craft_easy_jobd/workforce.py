@@ -1,47 +1,33 @@
-"""Keeps the worker processes at strength: the shared ones, and one spare dedicated one when jobs ask for it."""
+"""All workers: those of the current generation, which take attempts, and those of earlier ones, which finish theirs."""
 
 import asyncio
-import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from itertools import count
 
-from craft_easy_jobd.admission import Catalogue
+from craft_easy_jobd.admission import Catalogue, Rules
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.containment import Containment
 from craft_easy_jobd.errors import JobsError
+from craft_easy_jobd.generation import Generation, Listener
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import Lane
 from craft_easy_jobd.pool import Pool
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.tenancy import Tenancy
 from craft_easy_jobd.worker_process import Worker
-from craft_easy_jobs import wire
 from craft_easy_jobs.definition import Isolation
+from craft_easy_jobs.errors import CraftEasyJobsError
 from craft_easy_jobs.wire import Entries, Outcome
-
-logger = logging.getLogger("craft_easy_jobd.workers")
-
-# A worker that dies before it is ready is replaced after this long, doubled each time, up to the limit.
-_REPLACE_SECONDS = 0.1
-_REPLACE_SECONDS_LIMIT = 10.0
-# So many workers that die before any was ready mean that none ever will be.
-_HOPELESS_STARTS = 3
-
-
-class Listener(Protocol):
-    """Who is told what workers say: the dispatcher."""
-
-    def said(self, worker: Worker, messages: Sequence[Entries | Outcome]) -> None: ...
-    def lost(self, worker: Worker, problem: str, *, stuck: bool = False) -> None: ...
-    def kick(self) -> None: ...
 
 
 class Workforce:
-    """The workers and the catalogue of jobs that they sent; implements the pool's WorkerEvents.
+    """The workers by generation; what they say goes to `listener`.
+
+    Raises:
+        SettingsError: the settings name users or groups that are not there.
 
     Attributes:
-        problem: why no worker can be started, None when they can.
-        known: done when the first worker is ready; JobsError when the modules cannot be imported, or workers die of it.
+        current: its settings are those in force, its catalogue has the jobs that there are.
     """
 
     listener: Listener
@@ -49,52 +35,77 @@ class Workforce:
     def __init__(
         self, settings: Settings, attempts: Attempts, tasks: asyncio.TaskGroup, containment: Containment
     ) -> None:
-        self.tenancy = Tenancy(settings, ask=self._ask_tenants)
-        self._announced = Catalogue(wire.Catalogue(jobs=[]))
-        self.problem: str | None = None
-        self._settings = settings
         self._attempts = attempts
         self._tasks = tasks
-        self._pool = Pool(settings, self, tasks, containment)
+        self._pool = Pool(tasks, containment)
         self.start_helper = self._pool.start_helper
-        self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unready_deaths = 0
-        self._coming: Counter[Isolation] = Counter()
-        self._hanging: dict[str, str] = {}
-        self._closing = False
+        self._numbers = count(1)
+        # The first one begins with what is there; a later one takes over at full strength.
+        self.current = self._generation(settings, needed=1)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.current.settings
+
+    @property
+    def rules(self) -> Rules:
+        """What requests are admitted by."""
+        return Rules(self.current.settings, self.current.rights, self.current.catalogue)
+
+    @property
+    def tenancy(self) -> Tenancy:
+        return self.current.tenancy
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self.current.catalogue
 
     @property
     def problems(self) -> list[str]:
         """Why workers are missing, one sentence each."""
-        own = [problem for problem in (self.problem, self.tenancy.problem) if problem]
-        return [*own, *self._hanging.values()]
-
-    @property
-    def catalogue(self) -> Catalogue:
-        """What the workers announced last, with the tenants as they are known now."""
-        self._announced.directory = self.tenancy.directory
-        return self._announced
+        own = [problem for problem in (self.current.problem, self.tenancy.problem) if problem]
+        return [*own, *(worker.hangs for worker in self.workers if worker.hangs)]
 
     @property
     def workers(self) -> list[Worker]:
         return list(self._pool.workers.values())
 
-    async def start(self) -> None:
-        """Start the shared workers; when it returns their processes run, but are not ready yet."""
-        for _ in range(self._settings.workers):
-            await self._pool.start_worker("shared")
-
     async def close(self, *, grace: float) -> None:
-        self._closing = True
+        """Let all workers leave, and kill those that have not after `grace` seconds."""
+        self.current.leave()
         await self._pool.close(grace=grace)
+
+    # -- generations
+
+    def candidate(self, settings: Settings) -> Generation:
+        """A generation without workers yet.
+
+        Raises:
+            SettingsError: the settings name users or groups that are not there.
+        """
+        return self._generation(settings, needed=settings.workers)
+
+    def start(self, candidate: Generation) -> None:
+        """Begin to start its workers; its `known` says when it can be adopted, or why not."""
+        self._tasks.create_task(_start(candidate), name=f"start generation {candidate.number}")
+
+    def adopt(self, candidate: Generation) -> None:
+        """Give all further attempts to this generation; the workers of the one before leave after their last."""
+        before, self.current = self.current, candidate
+        before.leave()
+        self.kick()
+
+    def _generation(self, settings: Settings, *, needed: int) -> Generation:
+        number = next(self._numbers)
+        rights = Rights(settings)
+        return Generation(number, settings, rights, self._pool, self._attempts, self._tasks, self, needed=needed)
 
     # -- room
 
     def free(self, worker: Worker) -> int:
         """Free slots of a worker; none when it takes no attempts now."""
-        if not worker.ready or worker.leaving or worker.killed or worker.blocked is not None:
-            return 0
-        return worker.slots - self._attempts.load(worker)
+        return worker.slots - self._attempts.load(worker) if worker.takes_attempts else 0
 
     def room(self, isolation: Isolation) -> int:
         return sum(self.free(worker) for worker in self._of(isolation))
@@ -104,98 +115,32 @@ class Workforce:
         worker = max(self._of(isolation), key=self.free, default=None)
         return worker if worker is not None and self.free(worker) > 0 else None
 
-    def _of(self, isolation: Lane) -> Iterator[Worker]:
-        return (worker for worker in self._pool.workers.values() if worker.isolation == isolation)
-
-    # -- strength
-
     def want_dedicated(self) -> None:
-        """See to it that a dedicated worker is free or coming, within the limit of the settings.
+        """See to it that a dedicated worker is free or coming."""
+        self.current.want_dedicated()
 
-        The next one is started when the last one is taken, so that a run seldom waits for a start.
-        """
-        dedicated = list(self._of("process"))
-        idle = any(self._attempts.load(each) == 0 and not (each.stuck or each.leaving) for each in dedicated)
-        spare = self._coming["process"] or idle
-        if not spare and not self._closing and len(dedicated) < self._settings.dedicated_workers:
-            self._start("process", after=0.0)
+    def _of(self, isolation: Lane) -> Iterator[Worker]:
+        return (worker for worker in self.current.workers.values() if worker.isolation == isolation)
 
-    def _start(self, isolation: Isolation, *, after: float) -> None:
-        self._coming[isolation] += 1
-        self._tasks.create_task(self._start_worker(isolation, after), name=f"start a {isolation} worker")
+    # -- Listener, of all generations
 
-    async def _start_worker(self, isolation: Isolation, after: float) -> None:
-        await asyncio.sleep(after)
-        if not self._closing:
-            await self._pool.start_worker(isolation)
-        self._coming[isolation] -= 1
-
-    # -- WorkerEvents
-
-    def worker_ready(self, worker: Worker, catalogue: wire.Catalogue) -> None:
-        if catalogue.error is not None:
-            self._cannot_work(catalogue.error)
-            return
-        self.problem = None
-        self._unready_deaths = 0
-        self._announced = Catalogue(catalogue)
-        if catalogue.tenants is not None:
-            self.tenancy.told(catalogue.tenants)
-        if not self.known.done():
-            self.known.set_result(None)
-        if any(job.isolation == "process" for job in catalogue.jobs):
-            self.want_dedicated()
-        self.listener.kick()
-
-    def worker_said(self, worker: Worker, messages: Sequence[Entries | Outcome]) -> None:
+    def said(self, worker: Worker, messages: Sequence[Entries | Outcome]) -> None:
         self.listener.said(worker, messages)
 
-    def worker_stuck(self, worker: Worker, problem: str) -> None:
-        runs = ", ".join(attempt.lease.run_id for attempt in self._attempts.of(worker))
-        self._hanging[worker.name] = f"{problem}; it had {f'run {runs}' if runs else 'no run'}, its slots stay closed"
-        logger.error("worker hangs", extra={"worker": worker.name, "pid": worker.pid, "problem": problem, "runs": runs})
-        self.listener.lost(worker, problem, stuck=True)
-        if not (self._closing or self._coming["shared"]) and all(each.stuck for each in self._of("shared")):
-            self._start("shared", after=0.0)
+    def lost(self, worker: Worker, problem: str, *, stuck: bool = False) -> None:
+        self.listener.lost(worker, problem, stuck=stuck)
 
-    def worker_listed(self, worker: Worker, tenants: wire.Tenants) -> None:
-        if tenants.error is None:
-            self.tenancy.told(tenants.tenants)
-        else:
-            self.tenancy.refused(tenants.error)
-
-    def _ask_tenants(self) -> None:
-        worker = self.roomiest("shared")
-        if worker is not None:
-            worker.send(wire.AskTenants())
-
-    def worker_gone(self, worker: Worker, returncode: int | None, problem: str) -> None:
-        facts = {"worker": worker.name, "pid": worker.pid, "problem": problem}
-        self.listener.lost(worker, problem)
-        self._hanging.pop(worker.name, None)
-        if self._closing or worker.leaving:
-            logger.debug("worker left", extra=facts)
-            return
-        logger.warning("worker lost", extra=facts)
-        if not worker.ready:
-            self._unready_deaths += 1
-            if self._unready_deaths >= _HOPELESS_STARTS:
-                self._cannot_work(f"workers die before they are ready: {problem}")
-        missing = self._settings.workers - len(list(self._of("shared"))) - self._coming["shared"]
-        if worker.isolation == "shared" and missing > 0:
-            self._start("shared", after=self._delay())
+    def kick(self) -> None:
+        # A dedicated worker of an earlier generation that has left makes room for one of this.
+        self.current.keep_spare()
         self.listener.kick()
 
-    def _delay(self) -> float:
-        if self._unready_deaths == 0:
-            return 0.0
-        return min(_REPLACE_SECONDS_LIMIT, _REPLACE_SECONDS * 2.0 ** (self._unready_deaths - 1))
 
-    def _cannot_work(self, problem: str) -> None:
-        self.problem = problem
-        if not self.known.done():
-            # The daemon ends with this; what the other workers say of it would only repeat it.
-            self._closing = True
-            self.known.set_exception(JobsError(problem))
-        elif not self._closing:
-            logger.error("no new worker can start", extra={"problem": problem})
+async def _start(candidate: Generation) -> None:
+    try:
+        await candidate.tenancy.load()
+        await candidate.start()
+    except CraftEasyJobsError as error:
+        candidate.fail(error)
+    except OSError as error:
+        candidate.fail(JobsError(f"no worker can be started: {error.strerror}"))

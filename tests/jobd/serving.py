@@ -18,6 +18,8 @@ import uvloop
 from craft_easy_jobd.admission import Catalogue, admit, new_run_id
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.control import Control
+from craft_easy_jobd.documents import Reloaded
+from craft_easy_jobd.errors import ReloadError
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import Lease, LogChunk, Result, RunSpec, Submitted
 from craft_easy_jobd.settings import Settings
@@ -60,6 +62,7 @@ class Desk:
         self.ledger = SqliteLedger(settings.state_dir / "ledger.db")
         self.directory: TenantDirectory | None = None
         self.stops = 0
+        self.refusal: str | None = None
         self.forced: list[str] = []
         self.problems: list[str] = []
         self.running: list[RunningStatus] = []
@@ -77,6 +80,8 @@ class Desk:
             uptime_seconds=3725.0,
             root=self.settings.root,
             jobs=len(JOBS),
+            generation=2,
+            code_version="0123456789ab",
             containment="process tree",
             accounting="process tree",
             accounting_note="no cgroup2 was handed over",
@@ -87,6 +92,8 @@ class Desk:
                     name="w1",
                     pid=4711,
                     isolation="shared",
+                    generation=2,
+                    code_version="0123456789ab",
                     slots=250,
                     busy=1,
                     cpu_seconds=1.5,
@@ -129,6 +136,11 @@ class Desk:
 
     def chains(self) -> Sequence[Chain]:
         return CHAINS
+
+    async def reload(self) -> Reloaded:
+        if self.refusal:
+            raise ReloadError(self.refusal)
+        return Reloaded(2, "0123456789ab", len(JOBS))
 
     def stop(self) -> None:
         self.stops += 1

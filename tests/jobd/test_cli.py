@@ -165,11 +165,22 @@ def test_status_for_people(served: Served, cli: Cli) -> None:
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
     assert lines[0] == f"craft-easy-jobd {__version__}  pid {os.getpid()}  up 1h 2m  running"
-    assert "queued 0" in lines[2]
-    assert lines[3] == "problem: results: disk ?[2Jfull"
+    assert lines[2] == "generation 2  code 0123456789ab"
+    assert "queued 0" in lines[3]
+    assert lines[4] == "problem: results: disk ?[2Jfull"
     worker, run = (next(line.split() for line in lines if line.startswith(name)) for name in ("w1", "r1"))
-    assert worker == ["w1", "4711", "shared", "ready", "1/250", "1.5s", "48M", "1ms"]
+    assert worker == ["w1", "4711", "2", "0123456789ab", "shared", "ready", "1/250", "1.5s", "48M", "1ms"]
     assert run == ["r1", "export", "t1", "running", "2", "3.2s", "w1", "50", "row", "5", "of", "10?"]
+
+
+def test_reload_says_what_is_in_force_or_why_it_was_refused(served: Served, cli: Cli) -> None:
+    done = cli("reload")
+    assert (done.code, done.out, done.err) == (0, "generation 2  code 0123456789ab  jobs 3\n", "")
+    assert cli("reload --json").document == {"generation": 2, "code_version": "0123456789ab", "jobs": 3}
+    served.desk.refusal = "jobs module 'billing': syntax error: invalid syntax (billing.py:3)"
+    done = cli("reload")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"craft-easy-jobd: {served.desk.refusal}\n"
 
 
 def test_status_and_jobs_as_json(served: Served, cli: Cli) -> None:

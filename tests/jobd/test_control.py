@@ -100,6 +100,25 @@ def test_stop_goes_one_rung_down(served: Served) -> None:
     assert served.desk.stops == 1
 
 
+def test_a_reload_answers_what_is_in_force_or_why_it_was_refused(served: Served) -> None:
+    answer = served.call("POST", "/v1/reload")
+    assert (answer.status, answer.document) == (200, {"generation": 2, "code_version": "0123456789ab", "jobs": 3})
+    served.desk.refusal = "jobs module 'billing': syntax error: invalid syntax (billing.py:3)"
+    answer = served.call("POST", "/v1/reload")
+    assert (answer.status, answer.headers["Content-Type"]) == (409, "application/problem+json")
+    assert "billing.py:3" in answer.document["detail"]
+
+
+def test_the_size_of_a_body_follows_the_settings_in_force(short_dir: Path) -> None:
+    request = {"job": "export", "params": {"text": "x" * 2000}}
+    with serving(short_dir / "var", max_request_bytes=20) as served:
+        assert served.call("POST", "/v1/runs", request).status == 413
+        served.desk.settings = Settings(root=str(served.root), max_request_bytes=3000)
+        assert served.call("POST", "/v1/runs", request).status == 202
+        assert served.call("POST", "/v1/runs", [request] * 90).status == 202
+        assert served.call("POST", "/v1/runs", [request] * 100).status == 413
+
+
 def test_the_openapi_document_is_valid_and_whole(served: Served) -> None:
     document = served.get("/openapi.json")
     validate(document)
@@ -107,6 +126,7 @@ def test_the_openapi_document_is_valid_and_whole(served: Served) -> None:
         "/openapi.json",
         "/v1/chains",
         "/v1/jobs",
+        "/v1/reload",
         "/v1/runs",
         "/v1/runs/{run_id}",
         "/v1/runs/{run_id}/cancel",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from craft_easy_jobd import control
-from craft_easy_jobd.admission import Catalogue
+from craft_easy_jobd.admission import Catalogue, Rules
 from craft_easy_jobd.errors import SettingsError
 from craft_easy_jobd.identity import People, Person, Rights
 from craft_easy_jobd.intake import Claim, Intake
@@ -129,7 +129,7 @@ def test_incoming_is_open_to_whom_the_settings_name(tmp_path: Path, settings: di
     before = os.umask(0o027)
     try:
         rights = Rights(Settings(**settings))
-        Intake(Settings(**settings), CATALOGUE, rights, before_look=lambda: None).prepare()
+        Intake(Rules(Settings(**settings), rights, CATALOGUE), before_look=lambda: None).prepare()
     finally:
         os.umask(before)
     incoming = tmp_path / "var" / "spool" / "incoming"
@@ -150,7 +150,7 @@ def test_a_service_that_may_make_no_setgid_folder_makes_one_without(
 
     monkeypatch.setattr(os, "chmod", restricted)
     settings = Settings(root=str(tmp_path), allowed_groups=(str(os.getegid()),))
-    Intake(settings, CATALOGUE, Rights(settings), before_look=lambda: None).prepare()
+    Intake(Rules(settings, Rights(settings), CATALOGUE), before_look=lambda: None).prepare()
     assert stat.S_IMODE(settings.incoming_dir.stat().st_mode) == 0o1730
 
 
@@ -160,7 +160,7 @@ class Spool:
     def __init__(self, root: Path, **settings: Any) -> None:
         self.settings = Settings(root=str(root), settle_seconds=0.0, **settings)
         self.incoming = self.settings.incoming_dir
-        self.intake = Intake(self.settings, CATALOGUE, Rights(self.settings), before_look=lambda: None)
+        self.intake = Intake(Rules(self.settings, Rights(self.settings), CATALOGUE), before_look=lambda: None)
         root.chmod(0o755)
         before = os.umask(0o022)
         self.intake.prepare()

@@ -80,12 +80,16 @@ class Recorder:
 class Crew:
     """A pool with one way to do each thing that the tests do."""
 
-    def __init__(self, pool: Pool, recorder: Recorder) -> None:
+    def __init__(self, pool: Pool, settings: Settings, recorder: Recorder) -> None:
         self.pool = pool
         self.heard = recorder
+        self._settings = settings
+
+    async def start_worker(self, isolation: Isolation = "shared") -> Worker:
+        return await self.pool.start_worker(isolation, self._settings, self.heard)
 
     async def worker(self, isolation: Isolation = "shared") -> Worker:
-        worker = await self.pool.start_worker(isolation)
+        worker = await self.start_worker(isolation)
         await self.heard.until(lambda: worker.ready)
         return worker
 
@@ -116,9 +120,9 @@ async def crew(*jobs: str, slots: int = 4, grace: float = 2.0, **settings: int) 
     # As the daemon does: orphans of dead workers become children of this process, and are its to kill.
     adopt_orphans()
     async with asyncio.TaskGroup() as tasks:
-        pool = Pool(Settings(jobs=jobs or (JOBS,), slots=slots, **settings), recorder, tasks, ProcessTrees("test"))
+        pool = Pool(tasks, ProcessTrees("test"))
         try:
-            yield Crew(pool, recorder)
+            yield Crew(pool, Settings(jobs=jobs or (JOBS,), slots=slots, **settings), recorder)
         finally:
             await pool.close(grace=grace)
             adopt_orphans(adopt=False)
@@ -187,7 +191,7 @@ async def test_modules_that_cannot_be_imported_are_named(tmp_path: Path, source:
     module = tmp_path / "bad_jobs.py"
     module.write_text(source)
     async with crew(str(module)) as c:
-        worker = await c.pool.start_worker("shared")
+        worker = await c.start_worker()
         returncode, problem = await c.end_of(worker)
         assert returncode == 78
         assert complaint in problem
@@ -559,7 +563,7 @@ async def test_a_worker_that_leaves_ends_its_attempts_first() -> None:
 @on_both_loops
 async def test_closing_kills_what_does_not_leave() -> None:
     async with crew(grace=0.1) as c:
-        blocked, idle, starting = await c.worker(), await c.worker(), await c.pool.start_worker("shared")
+        blocked, idle, starting = await c.worker(), await c.worker(), await c.start_worker()
         c.start(blocked, "block")
         await c.begun()
     assert c.heard.gone[blocked.name][0] == -signal.SIGKILL
@@ -574,11 +578,11 @@ async def test_workers_are_killed_when_the_supervisor_fails() -> None:
 
     async def supervise() -> None:
         async with asyncio.TaskGroup() as tasks:
-            pool = Pool(Settings(jobs=(JOBS,)), recorder, tasks, ProcessTrees("test"))
-            worker = await pool.start_worker("shared")
+            crew = Crew(Pool(tasks, ProcessTrees("test")), Settings(jobs=(JOBS,)), recorder)
+            worker = await crew.start_worker()
             await recorder.until(lambda: worker.ready)
             # The task of this one is cancelled before its first step.
-            pids.append((await pool.start_worker("shared")).pid)
+            pids.append((await crew.start_worker()).pid)
             raise RuntimeError("the supervisor is broken")
 
     with pytest.raises(ExceptionGroup):
@@ -603,8 +607,8 @@ class Events:
 
 async def main():
     async with asyncio.TaskGroup() as tasks:
-        pool = Pool(Settings(jobs=(sys.argv[1],)), Events(), tasks, ProcessTrees("test"))
-        await pool.start_worker("shared")
+        pool = Pool(tasks, ProcessTrees("test"))
+        await pool.start_worker("shared", Settings(jobs=(sys.argv[1],)), Events())
 
 asyncio.run(main())
 """

@@ -18,7 +18,7 @@ import pytest
 import uvloop
 
 from craft_easy_jobd import folders, intake, patience
-from craft_easy_jobd.admission import Catalogue
+from craft_easy_jobd.admission import Catalogue, Rules
 from craft_easy_jobd.errors import FolderError, LedgerError
 from craft_easy_jobd.folders import SyncError
 from craft_easy_jobd.identity import Rights
@@ -86,8 +86,12 @@ def incoming(settings: Settings) -> Path:
     return settings.incoming_dir
 
 
+def rules(settings: Settings) -> Rules:
+    return Rules(settings, Rights(settings), CATALOGUE)
+
+
 def make_spool(settings: Settings, desk: Desk) -> Spool:
-    return Spool(settings, desk.ledger, Rights(settings), submit=desk.submit, catalogue=lambda: CATALOGUE)
+    return Spool(lambda: rules(settings), desk.ledger, submit=desk.submit)
 
 
 @contextlib.asynccontextmanager
@@ -426,7 +430,7 @@ async def test_a_file_that_cannot_be_moved_is_named_once_and_left(
 @contextlib.contextmanager
 def spool_intake(settings: Settings) -> Iterator[Callable[[], list[intake.Claim]]]:
     """Looks through incoming/ when the test says so."""
-    looker = intake.Intake(settings, CATALOGUE, Rights(settings), before_look=lambda: None)
+    looker = intake.Intake(rules(settings), before_look=lambda: None)
     looker.prepare()
     yield lambda: [claim for claims in looker.incoming() for claim in claims]
 
@@ -456,7 +460,7 @@ def test_notes_are_bounded_and_end_with_their_files(
     monkeypatch.setattr(patience.time, "monotonic", lambda: now)
     for number in range(25):
         (incoming / f"{number}.json").write_bytes(b"{")
-    looker = intake.Intake(settings, CATALOGUE, Rights(settings), before_look=lambda: None)
+    looker = intake.Intake(rules(settings), before_look=lambda: None)
     looker.prepare()
     for rejects in (0, 10, 20, 25):
         list(looker.incoming())
