@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from craft_easy_jobd.documents import (
     MAX_PAGE,
@@ -38,6 +37,7 @@ from craft_easy_jobd.results import job_result
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.states import FINAL, RunState
 from craft_easy_jobd.status import Status
+from craft_easy_jobd.web import web
 from craft_easy_jobs.errors import ApiError, RequestError
 from craft_easy_jobs.model import JobResult, LogEntry, Request, decode_request, encode_result
 

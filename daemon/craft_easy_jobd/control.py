@@ -12,14 +12,12 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aiohttp import web
-from aiohttp.typedefs import Handler
-
 from craft_easy_jobd.api import BATCH_SIZE_FACTOR, HEARTBEAT_SECONDS, REQUESTED_BY, Api, refusal
 from craft_easy_jobd.documents import problem
 from craft_easy_jobd.errors import LedgerError, RootLockedError, SettingsError
 from craft_easy_jobd.identity import Person, peer_of
 from craft_easy_jobd.operations import Operations
+from craft_easy_jobd.web import Handler, web
 from craft_easy_jobs.errors import ApiError, RequestError
 
 logger = logging.getLogger("craft_easy_jobd.control")

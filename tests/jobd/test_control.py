@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -692,3 +693,15 @@ def test_who_has_connected_before_the_close_may_still_ask(served: Served) -> Non
 
 async def test_close_before_start(short_dir: Path) -> None:
     await Control(Desk(Settings(root=str(short_dir)))).close()
+
+
+def test_an_aiohttp_that_is_built_otherwise_is_imported_whole() -> None:
+    script = """
+import sys
+sys.modules["aiohttp.web_app"] = None
+from craft_easy_jobd.web import web
+import aiohttp
+print(web.Application.__name__, aiohttp.ClientSession.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True, timeout=60)
+    assert done.stdout == b"Application ClientSession\n"

@@ -104,6 +104,7 @@ async def test_bytes_and_transactions_of_a_run_in_the_ledger(tmp_path: Path) -> 
         ("import craft_easy_jobs.worker", 200),
         ("from craft_easy_jobs.worker import load; load(['tests.bench.bench_jobs'])", 205),
         ("import craft_easy_jobd.supervisor", 310),
+        ("import craft_easy_jobd.control", 340),
         ("import craft_easy_jobd.publishing", 120),
         ("from craft_easy_jobs.cli import main; main(['list', '--jobs', 'craft_easy_jobs.demo'])", 80),
         ("from craft_easy_jobd.cli import main; main(['status', '--root', '/nowhere'])", 70),
