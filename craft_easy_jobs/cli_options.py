@@ -11,6 +11,7 @@ import click
 EXIT_FAILED, EXIT_USAGE, EXIT_TIMED_OUT = 1, 2, 124
 JOBS_VARIABLE = "CRAFT_EASY_JOB_JOBS"
 TENANTS_VARIABLE = "CRAFT_EASY_JOB_TENANTS"
+CREDENTIALS_VARIABLE = "CRAFT_EASY_JOB_CREDENTIALS"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,6 +33,7 @@ class Asked(Common):
     all_tenants: bool
     concurrency: int
     tenants: str | None
+    credentials: str | None
     source: str | None
     pairs: tuple[str, ...]
     no_validate: bool
@@ -82,6 +84,13 @@ _RUN_OPTIONS = (
         "--concurrency", metavar="N", type=click.IntRange(min=1), default=4, help="Tenants side by side; default 4."
     ),
     tenants_option,
+    click.option(
+        "--credentials",
+        metavar="DIR",
+        # The last is what systemd gives to a unit with LoadCredential=.
+        envvar=[CREDENTIALS_VARIABLE, "CREDENTIALS_DIRECTORY"],
+        help=f"Folder of the secrets that ctx.credential(NAME) reads, a file each. Default: ${CREDENTIALS_VARIABLE}.",
+    ),
     click.option("--params", "source", metavar="JSON|@FILE|-", help="Parameters: a JSON object, a file, or stdin."),
     click.option(
         "-p",

@@ -41,7 +41,7 @@ def carry_out(name: str, asked: Asked, *, chain: bool = False, scope: "Scope | N
         _tell_of_limits(name, chain)
         report = _Report(out, live, code_version(asked.modules), asked.as_json)
         tenants = read_directory(asked.tenants) if asked.tenants else None
-        runner = JobRunner(tenants=tenants, on_stuck=report.give_and_exit)
+        runner = JobRunner(tenants=tenants, on_stuck=report.give_and_exit, credentials=asked.credentials)
         options: dict[str, Any] = {
             "params": params,
             "tenant_id": asked.tenant_id,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from craft_easy_jobs.credentials import Folder, read_credential
 from craft_easy_jobs.failures import printable
 from craft_easy_jobs.model import Level, LogEntry, timestamp
 from craft_easy_jobs.scopes import Scope
@@ -25,6 +26,7 @@ class JobContext:
     """Parameters, tenant, log and stop flag of one run.
 
     `upstream`: in a chain, what the steps that completed before returned, by their jobs' names.
+    `credentials`: folder of the files that `credential` reads.
     `emit` is called with each log entry as it is written: the runner prints it, the worker sends it on.
     When it returns False, the entry is not kept here either.
     """
@@ -41,6 +43,7 @@ class JobContext:
         attempt: int = 1,
         upstream: dict[str, Any] | None = None,
         emit: Callable[[LogEntry], object] | None = None,
+        credentials: Folder | None = None,
     ) -> None:
         self.run_id = run_id
         self.job_name = job_name
@@ -51,6 +54,7 @@ class JobContext:
         self.attempt = attempt
         self.upstream: dict[str, Any] = {} if upstream is None else upstream
         self._emit = emit
+        self._credentials = credentials
         self._logs: list[LogEntry] = []
         self._stop_requested = False
 
@@ -85,6 +89,14 @@ class JobContext:
         if self.scope == "parent_tenant":
             return [self.tenant_id, *self.sub_tenant_ids]
         return [self.tenant_id]
+
+    def credential(self, name: str) -> str:
+        """A secret by its name, such as a password: the text of its file as it is now, with nothing stripped.
+
+        Raises:
+            CredentialError: there is none of this name, or it is no UTF-8 text; it says which there are.
+        """
+        return read_credential(self._credentials, name)
 
     def get_logs(self) -> list[dict[str, Any]]:
         """A copy of the log so far: `timestamp`, `level`, `message`, `percentage` of each entry."""

@@ -99,6 +99,18 @@ class RequestError(CraftEasyJobsError):
         self.problem = problem
 
 
+class CredentialError(CraftEasyJobsError):
+    """A credential cannot be had.
+
+    Attributes:
+        name: the name that was asked for.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"credential {name!r}: {problem}")
+        self.name = name
+
+
 class ResultValueError(CraftEasyJobsError):
     """A job returned a value that JSON cannot hold.
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from craft_easy_jobs.chaining import Chain, ChainStep, check_plan, merged_params, naming_step
+from craft_easy_jobs.credentials import Folder
 from craft_easy_jobs.definition import JobDefinition, JobOptions
 from craft_easy_jobs.errors import TenantError
 from craft_easy_jobs.families import child_run_id
@@ -35,6 +36,7 @@ class Order:
     on_stuck: Callable[[JobResult], None] | None = None
     parent_run_id: str | None = None
     upstream: dict[str, Any] = field(default_factory=dict)
+    credentials: Folder | None = None
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -165,4 +167,5 @@ def _single(definition: JobDefinition, scope: Scope, order: Order, sub_tenant_id
         definition=definition,
         sub_tenant_ids=sub_tenant_ids,
         upstream=order.upstream,
+        credentials=order.credentials,
     )

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, Unpack
 
 from craft_easy_jobs.chaining import Chain, find_chain
 from craft_easy_jobs.chaining import chains as all_chains
+from craft_easy_jobs.credentials import Folder
 from craft_easy_jobs.definition import Registry
 from craft_easy_jobs.definition import registry as all_jobs
 from craft_easy_jobs.model import JobResult, LogEntry
@@ -52,6 +53,7 @@ class JobRunner:
 
     `on_stuck` is for programs that can end: it gets the result in a thread of its own when a job blocks the event
     loop beyond deadline and grace time, and should end the process, as no coroutine ever will.
+    `credentials` is the folder of the files that `ctx.credential` reads.
 
     Attributes:
         cut_off: an attempt was cut off; threads that it started may still be there.
@@ -64,8 +66,10 @@ class JobRunner:
         chains: Mapping[str, Chain] = all_chains,
         tenants: TenantDirectory | None = None,
         on_stuck: Callable[[JobResult], None] | None = None,
+        credentials: Folder | None = None,
     ) -> None:
         self.cut_off = False
+        self._credentials = credentials
         self._registry = registry
         self._chains = chains
         self._tenants = tenants
@@ -130,7 +134,7 @@ class JobRunner:
         given: dict[str, Any] = {**options}
         given["run_id"] = options.get("run_id") or _new_run_id()
         given["params"] = options.get("params") or {}
-        return Order(**given, on_stuck=self._on_stuck)
+        return Order(**given, on_stuck=self._on_stuck, credentials=self._credentials)
 
     async def _carry_out(self, run: UnderWay) -> JobResult:
         self._runs.append(run)

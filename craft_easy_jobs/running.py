@@ -13,6 +13,7 @@ from typing import Any
 
 from craft_easy_jobs.attempting import Attempt, Ending
 from craft_easy_jobs.context import JobContext
+from craft_easy_jobs.credentials import Folder
 from craft_easy_jobs.definition import JobDefinition
 from craft_easy_jobs.model import JobResult, LogEntry, utc_now
 from craft_easy_jobs.scopes import Scope
@@ -112,6 +113,7 @@ class Run(UnderWay):
     definition: JobDefinition
     sub_tenant_ids: Sequence[str] = ()
     upstream: dict[str, Any] = field(default_factory=dict)
+    credentials: Folder | None = None
     _attempt: Attempt | None = None
 
     async def _work(self) -> Ending:
@@ -150,6 +152,7 @@ class Run(UnderWay):
             attempt=self.attempts,
             upstream=copy.deepcopy(self.upstream),
             emit=self._take,
+            credentials=self.credentials,
         )
         answer = self.on_stuck
         self._attempt = Attempt(self.definition, ctx, answer and (lambda ending: answer(self._result(ending))))

@@ -39,6 +39,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         board: file for the mark of the attempt whose turn it is; -1: none.
         stack: file for the loop's stack, when it is asked for by signal; -1: none.
         cgroup: folder of the cgroup to enter.
+        credentials: folder of the files that `ctx.credential` reads.
     """
 
     fd: int
@@ -52,6 +53,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     board: int = -1
     stack: int = -1
     cgroup: str | None = None
+    credentials: str | None = None
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):

@@ -61,6 +61,7 @@ def main() -> None:
             slots=options.slots,
             bounds=Bounds(options.max_log_bytes, options.max_result_bytes, options.max_log_rate),
             tenants=options.tenants,
+            credentials=options.credentials,
         )
         workload.loop.set_default_executor(Threads(thread_name_prefix="asyncio"))
         keep_reaping(workload.loop)

@@ -74,11 +74,13 @@ class Workload:
         slots: int,
         bounds: Bounds = Bounds(),  # noqa: B008 (immutable)
         tenants: str | None = None,
+        credentials: str | None = None,
     ) -> None:
         self.loop = loop
         self.thread = get_ident()
         self.measured = slots == 1
         self.bounds = bounds
+        self.credentials = credentials
         self._tenants = tenants
         self.finished = False
         self._validators = validators
@@ -199,6 +201,7 @@ class Attempt:
             attempt=start.attempt,
             upstream=msgspec.json.decode(start.upstream),
             emit=self._emit,
+            credentials=workload.credentials,
         )
         self._context.catch_up = workload.catch_up
         self._belongings = Belongings()

@@ -18,10 +18,13 @@ from craft_easy_jobs.wire import WorkerOptions
 
 _NAMES: dict[Isolation, str] = {"shared": "w", "process": "d"}
 
-# What systemd gave to the supervisor is for the supervisor alone.
+# What the service manager gave to the supervisor is for the supervisor alone; workers are told where credentials are.
 _NOT_FOR_WORKERS = {
-    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY"),
+    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"),
     *("LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID"),
+    *("MAINPID", "MANAGERPID", "MANAGERPIDFDID", "SYSTEMD_EXEC_PID", "INVOCATION_ID", "JOURNAL_STREAM"),
+    *("MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE"),
+    *("CREDENTIALS_DIRECTORY", "CRAFT_EASY_JOBD_CREDENTIALS"),
 }
 
 
@@ -115,6 +118,7 @@ class Pool:
             board=probe.board,
             stack=probe.stack,
             cgroup=self._containment.cgroup(name),
+            credentials=_absolute(settings.credentials or os.environ.get("CREDENTIALS_DIRECTORY")),
         )
         return await self._exec("craft_easy_jobs.worker", options, fd, probe.board, probe.stack)
 
@@ -145,6 +149,11 @@ class Pool:
         finally:
             del self.workers[worker.name]
             worker.events.worker_gone(worker, worker.returncode, worker.problem)
+
+
+def _absolute(path: str | None) -> str | None:
+    # A job may change the folder that its worker is in.
+    return os.path.abspath(path) if path else None
 
 
 def _untouched(worker: Worker, swept: Worker) -> list[int]:

@@ -38,6 +38,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dedicated_workers: Count = 4
     """Most workers at a time for jobs with isolation="process"."""
 
+    credentials: str | None = None
+    """Folder of the secrets that jobs read by name, a file each; what systemd gives ($CREDENTIALS_DIRECTORY) if none
+    is set."""
+
     cgroup: str = "auto"
     """Folder of a cgroup2 tree that is the daemon's, for one cgroup a worker; auto: its own if delegated; or off."""
 

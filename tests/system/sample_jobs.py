@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import subprocess
 import time
+from pathlib import Path
 
 from craft_easy_jobs import JobContext, job
 
@@ -67,6 +69,23 @@ async def obeys_late(ctx: JobContext) -> str:
         await asyncio.sleep(0.02)
     await asyncio.sleep(2)
     return "cleaned up"
+
+
+@job(name="surroundings")
+async def surroundings(ctx: JobContext) -> dict[str, object]:
+    """What a job can see of the process that it is in, and what it passes on."""
+    child = subprocess.run(["env"], capture_output=True, text=True, check=True)
+    return {
+        "environ": dict(os.environ),
+        "own": Path("/proc/self/environ").read_text().split("\0"),
+        "child": child.stdout.splitlines(),
+        "fds": [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()],
+    }
+
+
+@job(name="credential")
+async def credential(ctx: JobContext) -> str:
+    return ctx.credential("token")[:1]
 
 
 @job(name="neighbour", isolation="process", timeout_seconds=60)

@@ -101,6 +101,50 @@ def test_more_time_is_asked_for_while_a_drain_waits(daemon: Start) -> None:
     assert jobd.result(run_id)["result"] == "cleaned up"
 
 
+# -- what jobs get to see of it
+
+
+def test_what_the_manager_gave_to_the_daemon_does_not_reach_jobs(
+    daemon: Start, short_dir: Path, listener: socket.socket
+) -> None:
+    (short_dir / "token").write_text("hidden")
+    given = {
+        "WATCHDOG_USEC": "5000000",
+        "CREDENTIALS_DIRECTORY": str(short_dir),
+        "JOURNAL_STREAM": "8:1",
+        "INVOCATION_ID": "0123456789abcdef0123456789abcdef",
+        "MAINPID": "1",
+        "SYSTEMD_EXEC_PID": "1",
+        "MEMORY_PRESSURE_WATCH": "/dev/null",
+        "KEPT": "this",
+    }
+    jobd = daemon(*JOBS, env=given, listener=listener)
+    seen = jobd.result(jobd.drop({"job": "surroundings"}))["result"]
+    names = {
+        "environ": set(seen["environ"]),
+        "own": {entry.partition("=")[0] for entry in seen["own"]},
+        "child": {entry.partition("=")[0] for entry in seen["child"]},
+    }
+    mine = {*given, "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"} - {"KEPT"}
+    for where, found in names.items():
+        assert "KEPT" in found
+        assert not found & mine, where
+    ours = (f"socket:[{os.fstat(listener.fileno()).st_ino}]", str(jobd.root))
+    assert not [fd for fd in seen["fds"] if fd.startswith(ours)]
+    assert jobd.result(jobd.drop({"job": "credential"}))["result"] == "h"
+
+
+def test_the_credentials_of_the_settings_are_those_of_jobs(daemon: Start, short_dir: Path) -> None:
+    (short_dir / "token").write_text("hidden")
+    jobd = daemon(*JOBS, "--credentials", str(short_dir))
+    assert jobd.result(jobd.drop({"job": "credential"}))["result"] == "h"
+    (short_dir / "token").unlink()
+    failed = jobd.result(jobd.drop({"job": "credential"}))
+    assert (failed["status"], failed["reason"]) == ("failed", "exception")
+    assert f"credential 'token': there is none in {short_dir}; there are: none" in failed["error"]
+    assert "hidden" not in jobd.log
+
+
 # -- the control socket from the service manager
 
 
