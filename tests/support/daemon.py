@@ -30,7 +30,9 @@ _UCRED = struct.Struct("iII")
 # What a service manager does with a socket that it opened: it is number 3 in the process that it becomes.
 _HAND_OVER = """
 import os, sys
-os.dup2(int(sys.argv[1]), 3)
+if (fd := int(sys.argv[1])) != 3:
+    os.dup2(fd, 3)
+    os.close(fd)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="control")
 os.execvp(sys.argv[2], sys.argv[2:])
 """
