@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import mmap
 import os
 import socket
 import subprocess
@@ -93,6 +94,8 @@ async def reach_out(ctx: JobContext) -> dict[str, str]:
         "etc": lambda: Path("/etc/note").write_text("note"),
         "home": lambda: os.listdir("/root"),
         "other processes": lambda: Path("/proc/1/cmdline").read_bytes(),
+        "another user": lambda: os.setuid(0),
+        "made code": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close(),
     }
     return {name: _answer(want) for name, want in wants.items()}
 

@@ -19,6 +19,8 @@ SANDBOX = {
     "etc": "EROFS",
     "home": "EACCES",
     "other processes": "ENOENT",
+    "another user": "EPERM",
+    "made code": "ok",
 }
 
 
@@ -86,10 +88,11 @@ def test_the_sandbox_leaves_jobs_what_is_said(service: Service) -> None:
     assert service.result(service.submit("reach-out"))["result"] == SANDBOX
 
 
-def test_the_strict_drop_in_takes_the_network_as_well(service: Service) -> None:
+def test_the_strict_drop_in_takes_network_and_made_code_as_well(service: Service) -> None:
     service.drop_in((PROJECT / "systemd" / "drop-ins" / "strict.conf").read_text())
     service.systemctl("start")
-    assert service.result(service.submit("reach-out"))["result"] == {**SANDBOX, "internet": "EAFNOSUPPORT"}
+    strict = {**SANDBOX, "internet": "EAFNOSUPPORT", "made code": "EPERM"}
+    assert service.result(service.submit("reach-out"))["result"] == strict
 
 
 def test_a_worker_that_the_kernel_kills_for_its_memory_is_not_the_service(service: Service) -> None:
