@@ -47,7 +47,7 @@ def test_a_file_may_hold_every_setting(file: Path) -> None:
         "settle_seconds = 1.5\nmax_request_bytes = 10\nmax_log_bytes = 11\nmax_log_rate = 9\nmax_result_bytes = 12\n"
         'allowed_users = ["u"]\nallowed_groups = ["h"]\ncontrol_groups = ["g"]\n'
         'tenants = "t.toml"\ntenants_max_age = 1.5\n'
-        'log_level = "debug"\nlog_format = "json"\ncgroup = "off"\nreload_timeout = 7\n'
+        'log_level = "debug"\nlog_format = "json"\ncgroup = "off"\nreload_timeout = 7\ncredentials = "se"\n'
     )
     settings = load(file)
     assert all(getattr(settings, field) != getattr(Settings(), field) for field in Settings.__struct_fields__)
