@@ -1,6 +1,7 @@
 """The attempts that are being carried out now, each with its clock and its way down the kill ladder."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from craft_easy_jobd.accounting import NOT_SEEN, Used
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.ledger import Lease
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.status import RunningStatus
@@ -15,6 +17,8 @@ from craft_easy_jobd.stopping import Cause, Rung
 from craft_easy_jobd.worker_process import Worker
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.wire import Cancel, Start, Stop
+
+logger = logging.getLogger("craft_easy_jobd.workers")
 
 
 @dataclass(slots=True)
@@ -163,6 +167,9 @@ class Attempts:
         """Third rung: the worker goes, with everything that it started."""
         attempt.rung = Rung.KILLED
         attempt.cause = attempt.cause or cause
+        if not attempt.worker.killed:
+            facts = {"worker": attempt.worker.name, "pid": attempt.worker.pid, "reason": attempt.cause}
+            logger.warning("worker killed", extra={"event": Event.WORKER_KILLED, **attempt.lease.names, **facts})
         attempt.worker.kill()
 
     def _set_timer(self, attempt: Attempt, seconds: float) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from craft_easy_jobd.attempts import Attempts
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.generation import Listener
 from craft_easy_jobd.probe import Blockage, Evidence
 from craft_easy_jobd.stacks import Stack
@@ -129,8 +130,11 @@ class Watch:
             self._listener.said(
                 worker, [Entries(lease.run_id, lease.token, _encode(entry), 1, warnings=int(level == "warning"))]
             )
-        facts = {"worker": worker.name, "run_id": blockage.mark and blockage.mark.run_id, "place": blockage.place}
-        logger.warning("worker %s: %s", worker.name, text, extra=facts)
+        names = attempt.lease.names if attempt else {"run_id": blockage.mark and blockage.mark.run_id}
+        facts = {"worker": worker.name, "place": blockage.place, "problem": text}
+        blocked = level == "warning"
+        state, event = ("does not turn", Event.LOOP_BLOCKED) if blocked else ("turns again", None)
+        logger.warning("the event loop of a worker %s", state, extra={"event": event, **names, **facts})
 
 
 def _is_to_be_watched(worker: Worker) -> bool:

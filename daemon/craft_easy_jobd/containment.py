@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from craft_easy_jobd.accounting import VMSTAT, Account, Accounting, TreeAccount
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.footprint import children, descendants, read_bytes
 from craft_easy_jobd.status import ContainmentKind
 
@@ -120,7 +121,8 @@ def kill_leftovers(containment: Containment) -> int:
         killed.update(found)
         time.sleep(_ROUND_SECONDS)
     if killed:
-        logger.warning("processes that an earlier life left were killed", extra={"processes": len(killed)})
+        facts = {"event": Event.LEFTOVERS_KILLED, "processes": len(killed)}
+        logger.warning("processes that an earlier life left were killed", extra=facts)
     return len(killed)
 
 

@@ -124,6 +124,7 @@ class Dispatcher:
             self._give_back([lease], "process")
         elif worker := _fit(self._workforce.roomiest(lease.spec.isolation), options):
             self._attempts.start(lease, options, worker)
+            self._endings.of_start(lease)
         else:
             # The worker that had the room is gone since; the next one that is ready takes the lease.
             self._homeless.append(lease)

@@ -9,6 +9,7 @@ from typing import Protocol
 from craft_easy_jobd.admission import Catalogue
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.errors import JobsError
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.pool import Pool
 from craft_easy_jobd.settings import Settings
@@ -177,7 +178,8 @@ class Generation:
     def worker_stuck(self, worker: Worker, problem: str) -> None:
         runs = ", ".join(attempt.lease.run_id for attempt in self._attempts.of(worker))
         worker.hangs = f"{problem}; it had {f'run {runs}' if runs else 'no run'}, its slots stay closed"
-        logger.error("worker hangs", extra={"worker": worker.name, "pid": worker.pid, "problem": problem, "runs": runs})
+        facts = {"worker": worker.name, "pid": worker.pid, "problem": problem, "runs": runs}
+        logger.error("worker hangs", extra={"event": Event.WORKER_HANGS, **facts})
         self._listener.lost(worker, problem, stuck=True)
         if not (self._leaving or self._coming["shared"]) and all(each.stuck for each in self._of("shared")):
             self._start("shared", after=0.0)
@@ -199,7 +201,7 @@ class Generation:
         if told_to and not self._attempts.load(worker):
             logger.debug("worker left", extra=facts)
         else:
-            logger.warning("worker lost", extra=facts)
+            logger.warning("worker lost", extra={"event": None if worker.killed else Event.WORKER_LOST, **facts})
         del self.workers[worker.name]
         self._listener.lost(worker, problem)
         if not told_to:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from craft_easy_jobd.admission import Rules, admit, new_run_id
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.folders import PRIVATE, folder, require_folders, sync
 from craft_easy_jobd.ledger import RequestFile, RunSpec
 from craft_easy_jobd.patience import Patience, mark
@@ -181,7 +182,8 @@ class Intake:
                 if error.errno not in _OF_ONE_FILE:
                     raise
                 if not self._stuck.exhausted(name, mark(status)):
-                    logger.error("%r cannot be moved out of incoming/: %s; move it yourself", name, error.strerror)
+                    facts = {"event": Event.TROUBLE, "file": name, "problem": error.strerror}
+                    logger.error("a file cannot be moved out of incoming/; move it yourself", extra=facts)
                 self._stuck.note(name, mark(status))
         return None
 
@@ -228,8 +230,15 @@ class Intake:
 
     def _reject(self, name: str, error: RequestError, uid: int, source: int, dropped: str, folders: _Folders) -> None:
         target = reject(name, error, uid, source=source, dropped=dropped, rejected=folders.rejected)
-        facts = {"rejected_as": ascii(target), "field": error.field, "user": self._owner(uid)}
-        logger.warning("rejected %s: %s", ascii(dropped), error, extra=facts)
+        facts = {
+            "event": Event.REQUEST_REJECTED,
+            "file": dropped,
+            "rejected_as": None if target == dropped else target,
+            "problem": error,
+            "field": error.field or None,
+            "user": self._owner(uid),
+        }
+        logger.warning("request rejected", extra=facts)
 
     def _owner(self, uid: int) -> str:
         return self.rules.rights.people.person(uid).name

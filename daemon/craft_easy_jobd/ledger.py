@@ -119,6 +119,11 @@ class Lease(NamedTuple):
     interruptions: int
     spec: RunSpec
 
+    @property
+    def names(self) -> dict[str, object]:
+        """What a log calls the attempt by."""
+        return {"run_id": self.run_id, "job": self.spec.job, "tenant": self.spec.tenant_id, "attempt": self.attempt}
+
 
 class Result(NamedTuple):
     """How a run ended. `state` is `completed` or `failed`; `result` is JSON.

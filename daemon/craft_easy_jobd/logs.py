@@ -1,39 +1,36 @@
-"""The daemon's own log: structured records on stderr, as JSON or text, written by a thread of its own."""
+"""The daemon's own log: to the journal where stderr is the journal, else to stderr, by a thread of its own."""
 
-import json
 import logging
 import logging.handlers
+import os
 import queue
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from pythonjsonlogger.msgspec import MsgspecFormatter
+from pythonjsonlogger.json import JsonFormatter
 
-from craft_easy_jobs.model import timestamp
+from craft_easy_jobd.journal import JOURNAL_SOCKET, JournalHandler, is_journal
+from craft_easy_jobd.log_lines import priority, text_line, text_of
+
+Form: TypeAlias = Literal["auto", "json", "text"]
 
 _QUEUED_RECORDS = 10_000
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record: time, level, message, then the extra fields as key=value.
-
-    Values and messages may hold job text: what could end a line or steer a terminal is escaped.
-    """
+    """One line a record, see `text_line`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = "".join(
-            f" {key}={_shown(value)}"
-            for key, value in vars(record).items()
-            if key not in _STANDARD and value is not None
-        )
-        moment = timestamp(record.created)
-        line = f"{moment} {record.levelname:<7} {_printable(record.getMessage())}{facts}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+        return text_line(record)
+
+
+class _StreamFormatter(logging.Formatter):
+    """As the journal takes it from stderr: each line with its priority; time and level are its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(f"<{priority(record)}>{line}" for line in text_of(record).split("\n"))
 
 
 class _BoundedQueueHandler(logging.handlers.QueueHandler):
@@ -56,14 +53,19 @@ def set_level(level: str) -> None:
 
 
 @contextmanager
-def logging_to_stderr(level: str, form: Literal["json", "text"]) -> Iterator[None]:
-    """Log through a queue until the block ends; what is queued then is still written."""
-    sink = logging.StreamHandler(sys.stderr)
-    sink.setFormatter(
-        MsgspecFormatter("%(levelname)s %(name)s %(message)s", timestamp=True, rename_fields={"levelname": "level"})
-        if form == "json"
-        else TextFormatter()
-    )
+def logging_on(level: str, form: Form, *, journal: str = JOURNAL_SOCKET) -> Iterator[None]:
+    """Log through a queue until the block ends; what is queued then is still written.
+
+    Args:
+        journal: the journal's socket.
+    """
+    stream = logging.StreamHandler(sys.stderr)
+    sink: logging.Handler = stream
+    if form == "auto" and is_journal(os.environ):
+        stream.setFormatter(_StreamFormatter())
+        sink = JournalHandler(journal, fallback=stream)
+    else:
+        stream.setFormatter(_json() if form == "json" else TextFormatter())
     records: queue.Queue[logging.LogRecord] = queue.Queue(_QUEUED_RECORDS)
     handler = _BoundedQueueHandler(records)
     listener = logging.handlers.QueueListener(records, sink)
@@ -78,13 +80,15 @@ def logging_to_stderr(level: str, form: Literal["json", "text"]) -> Iterator[Non
     finally:
         root.removeHandler(handler)
         listener.stop()
-        sink.flush()
+        stream.flush()
+        sink.close()
 
 
-def _shown(value: object) -> str:
-    text = _printable(str(value))
-    return json.dumps(text) if " " in text or "=" in text or not text else text
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def _json() -> logging.Formatter:
+    # In ASCII, where nothing steers a terminal and every text can be written.
+    return JsonFormatter(
+        "%(levelname)s %(name)s %(message)s",
+        timestamp=True,
+        rename_fields={"levelname": "level"},
+        json_ensure_ascii=True,
+    )

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.notify import notify
 from craft_easy_jobd.states import ACTIVE, RunState
 from craft_easy_jobd.status import DaemonState
@@ -116,7 +117,9 @@ class Manager:
     def _examine(self) -> None:
         found = ailment(self._vitals)
         if found and not self._ailment:
-            logger.error("not healthy, the watchdog is no longer fed", extra={"problem": found})
+            logger.error(
+                "not healthy, the watchdog is no longer fed", extra={"event": Event.UNHEALTHY, "problem": found}
+            )
         elif self._ailment and not found:
             logger.warning("healthy again", extra={"problem": self._ailment})
         self._ailment = found

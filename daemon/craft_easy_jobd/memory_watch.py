@@ -6,6 +6,7 @@ import time
 
 from craft_easy_jobd.accounting import Account
 from craft_easy_jobd.attempts import Attempt, Attempts
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.footprint import Footprint
 from craft_easy_jobd.stopping import Cause
 
@@ -43,8 +44,8 @@ class MemoryWatch:
         attempt.worker.account.saw(footprint)
         limit = attempt.options.memory_limit_bytes
         if limit is not None and footprint.memory_bytes > limit and not attempt.worker.killed:
-            facts = {"run_id": attempt.lease.run_id, "bytes": footprint.memory_bytes, "limit": limit}
-            logger.warning("a run uses more memory than its job may", extra=facts)
+            facts = {"event": Event.MEMORY_EXCEEDED, "bytes": footprint.memory_bytes, "limit": limit}
+            logger.warning("a run uses more memory than its job may", extra={**attempt.lease.names, **facts})
             self._attempts.kill(attempt, Cause.OUT_OF_MEMORY)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from craft_easy_jobd.background import unless
 from craft_easy_jobd.errors import ReloadError
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.generation import Generation
 from craft_easy_jobd.logs import set_level
 from craft_easy_jobd.manager import Manager
@@ -113,9 +114,10 @@ class Reloading:
         set_level(current.settings.log_level)
         if self.problem is None:
             facts = {"generation": current.number, "code_version": current.catalogue.code_version}
-            logger.info("reloaded", extra={**facts, "jobs": len(current.catalogue.jobs)})
+            logger.info("reloaded", extra={"event": Event.RELOADED, **facts, "jobs": len(current.catalogue.jobs)})
         else:
-            logger.error("reload refused, the old settings and jobs stay in force: %s", self.problem)
+            facts = {"event": Event.RELOAD_REFUSED, "problem": self.problem}
+            logger.error("reload refused, the old settings and jobs stay in force", extra=facts)
         # After a refusal, too, the daemon is ready.
         self._manager.ready()
 

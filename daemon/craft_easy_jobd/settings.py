@@ -72,8 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level of the daemon's own log."""
-    log_format: Literal["json", "text"] = "text"
-    """Form of the daemon's own log on stderr."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """Form of the daemon's own log: json or text on stderr; auto: fields of the journal if stderr is it, else text."""
 
     @property
     def spool_dir(self) -> Path:

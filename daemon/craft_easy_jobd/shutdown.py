@@ -5,6 +5,7 @@ import logging
 
 from craft_easy_jobd.attempts import Attempts
 from craft_easy_jobd.dispatcher import Dispatcher
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.manager import Manager
 from craft_easy_jobd.stopping import Cause, Level, next_level
 from craft_easy_jobd.workforce import Workforce
@@ -37,7 +38,8 @@ class Shutdown:
         if level <= self.level:
             return
         self.level = level
-        logger.warning("stopping", extra={"step": level.name.lower(), "attempts": len(self._attempts)})
+        facts = {"event": Event.STOPPING, "step": level.name.lower(), "attempts": len(self._attempts)}
+        logger.warning("stopping", extra=facts)
         match level:
             case Level.DRAIN:
                 self._drain()

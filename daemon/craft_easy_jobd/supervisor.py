@@ -23,9 +23,10 @@ from craft_easy_jobd.containment import instance_of, kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.duties import Duties
 from craft_easy_jobd.errors import FolderError, InternalError
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.folders import PRIVATE, THROUGH, spread_out
 from craft_easy_jobd.identity import Rights
-from craft_easy_jobd.logs import logging_to_stderr
+from craft_easy_jobd.logs import logging_on
 from craft_easy_jobd.manager import Manager, Vital, summary
 from craft_easy_jobd.memory_watch import MemoryWatch
 from craft_easy_jobd.notify import take_listener
@@ -74,7 +75,7 @@ def serve(settings: Settings, *, reread: Callable[[], Settings]) -> int:
     _make_folder(Path(settings.root), THROUGH if Rights(settings).lets_others_in else PRIVATE)
     spread_out(Path(settings.root))
     _make_folder(settings.state_dir, PRIVATE)
-    with root_lock(settings.state_dir), logging_to_stderr(settings.log_level, settings.log_format):
+    with root_lock(settings.state_dir), logging_on(settings.log_level, settings.log_format):
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_run(settings, reread, listener))
@@ -89,7 +90,7 @@ def _for_the_operator(error: Exception) -> CraftEasyJobsError:
     ours, defects = errors.split(CraftEasyJobsError)
     if ours is not None and defects is None:
         return _first(ours)
-    logger.critical("internal error", exc_info=errors)
+    logger.critical("internal error", exc_info=errors, extra={"event": Event.DEFECT})
     problem = f"internal error, a defect of the daemon: {_first(defects or errors)!r}; its log has the details"
     return InternalError(problem)
 
@@ -213,7 +214,9 @@ class Supervisor:
     async def _recover(self) -> None:
         settled = await self._ledger.reap(budget=self._settings.interruption_budget)
         if settled:
-            logger.warning("runs that a dead daemon left were settled", extra={"runs": settled})
+            logger.warning(
+                "runs that a dead daemon left were settled", extra={"event": Event.RECOVERED, "runs": settled}
+            )
 
     async def _serve(self) -> None:
         self._dispatcher.open()
@@ -226,7 +229,7 @@ class Supervisor:
                 self._manager.ready()
                 self._reloading.begin()
                 jobs = len(self._workforce.catalogue.jobs)
-                logger.info("serving", extra={"root": self._settings.root, "jobs": jobs})
+                logger.info("serving", extra={"event": Event.READY, "root": self._settings.root, "jobs": jobs})
             await self._shutdown.asked.wait()
 
     async def _drain(self) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 
+from craft_easy_jobd.events import Event
+
 _FIRST_DELAY = 0.2
 _LONGEST_DELAY = 5.0
 
@@ -28,11 +30,11 @@ class Trouble:
         self._times += 1
         if self.problem != str(error):
             self.problem = str(error)
-            self._logger.error("cannot go on for now: %s; trying again", error)
+            self._logger.error("cannot go on for now, trying again", extra={"event": Event.TROUBLE, "problem": error})
 
     def clear(self) -> None:
         """Nothing is in the way any more."""
         if self.problem is not None:
-            self._logger.warning("going on after %d tries", self._times)
+            self._logger.warning("going on", extra={"event": Event.TROUBLE_OVER, "tries": self._times})
         self.problem = None
         self._times = 0

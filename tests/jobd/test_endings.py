@@ -6,6 +6,7 @@ import pytest
 
 from craft_easy_jobd import endings
 from craft_easy_jobd.endings import Endings
+from craft_easy_jobd.events import Event
 from craft_easy_jobd.ledger import Again, Lease
 from craft_easy_jobd.states import RunState
 from tests.jobd.ledgers import ended, spec
@@ -17,7 +18,7 @@ def test_each_run_that_ends_is_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     told = Endings()
     told.of_run(LEASE, ended(), True)
-    told.of_run(LEASE, ended(RunState.FAILED, "exception"), True)
+    told.of_run(LEASE, ended(RunState.FAILED, "timed_out"), True)
     told.of_run(LEASE, ended(), False)
     told.of_attempt(Again(LEASE, "exception", "ValueError", delay_seconds=2.0))
     told.sum_up()
@@ -29,7 +30,28 @@ def test_each_run_that_ends_is_named(caplog: pytest.LogCaptureFixture) -> None:
     ]
     facts = vars(caplog.records[1])
     assert [facts[name] for name in ("run_id", "job", "tenant", "attempt", "reason", "seconds")] == [
-        *("a", "settle", "acme", 2, "exception", 2.0),
+        *("a", "settle", "acme", 2, "timed_out", 2.0),
+    ]
+    events = [Event.RUN_COMPLETED, Event.RUN_TIMED_OUT, Event.OUTCOME_REFUSED, Event.RUN_GOES_ON]
+    assert [vars(record)["event"] for record in caplog.records] == events
+
+
+def test_what_goes_on_longer_than_a_second_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    told = Endings()
+    told.of_start(LEASE)
+    told.of_run(LEASE, ended(), True)
+    told.of_start(LEASE)
+    told.of_attempt(Again(LEASE, "exception", "ValueError"))
+    told.sum_up()
+    assert "run started" not in caplog.text
+    told.of_start(LEASE)
+    told.sum_up()
+    told.sum_up()
+    assert [vars(record)["event"] for record in caplog.records] == [
+        Event.RUN_COMPLETED,
+        Event.RUN_GOES_ON,
+        Event.RUN_STARTED,
     ]
 
 

@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_read_is_named(file: Path, tmp_path: Path) -> None
         ("SLOTS", "", "slots: expected 'int', not ''"),
         ("SCAN_INTERVAL", "0", "scan_interval: expected 'float' > 0.0, not '0'"),
         ("DRAIN_TIMEOUT", "inf", "drain_timeout: expected a finite number, not 'inf'"),
-        ("LOG_FORMAT", "xml", "log_format: expected one of 'json', 'text', not 'xml'"),
+        ("LOG_FORMAT", "xml", "log_format: expected one of 'auto', 'json', 'text', not 'xml'"),
     ],
 )
 def test_what_is_wrong_in_the_environment_is_named(name: str, text: str, problem: str) -> None:
