@@ -274,7 +274,7 @@ def test_by_signal_the_log_and_the_service_manager_hear_of_it(site: Make) -> Non
     s.jobd.signal(signal.SIGHUP)
     wait_until(lambda: s.jobd.notices.count("READY=1") == ready + 2)
     wait_until(lambda: any("STATUS=" in notice and "not today" in notice for notice in s.jobd.notices))
-    wait_until(lambda: "reload refused, the old settings and jobs stay in force problem=\"jobs module" in s.jobd.log)
+    wait_until(lambda: 'reload refused, the old settings and jobs stay in force problem="jobs module' in s.jobd.log)
     assert "Traceback" not in s.jobd.log
     assert s.result() == 2
 
