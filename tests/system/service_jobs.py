@@ -92,7 +92,7 @@ async def reach_out(ctx: JobContext) -> dict[str, str]:
         "subprocess": lambda: subprocess.run(["/bin/true"], check=True),
         "own state": lambda: STARTS.parent.joinpath("note").write_text("note"),
         "etc": lambda: Path("/etc/note").write_text("note"),
-        "home": lambda: os.listdir("/root"),
+        "home": lambda: os.listdir("/home"),
         "other processes": lambda: Path("/proc/1/cmdline").read_bytes(),
         "another user": lambda: os.setuid(0),
         "made code": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close(),
