@@ -27,8 +27,9 @@ class Service(DaemonClient):
     Its folders and its socket are reached from outside; commands run inside, by `machine.run`.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, jobs: str) -> None:
         self.machine = machine
+        self._jobs = jobs
         self.incoming = self._outside(SPOOL) / "incoming"
         self.results_dir = self._outside(STATE) / "results"
         self.socket = self._outside(CONTROL)
@@ -44,6 +45,7 @@ class Service(DaemonClient):
         self.machine.run("systemctl", "daemon-reload")
         self.machine.run("systemctl", "reset-failed")
         self.configure()
+        self.machine.put(JOBS, self._jobs)
         self._begun = self.machine.run("date", "+@%s.%N").stdout.strip()
 
     def configure(self, extra: str = "") -> None:
@@ -133,5 +135,4 @@ def serviced(installation: Path, jobs: Path) -> Iterator[Service]:
         machine.run("systemd-sysusers", "craft-easy-jobd.conf")
         for user, groups in ((SUBMITTER, "craft-easy-jobs"), (OTHER_SUBMITTER, "craft-easy-jobs"), (STRANGER, "")):
             machine.run("useradd", "--system", "--user-group", f"--groups={groups}", user)
-        machine.put(JOBS, jobs.read_text())
-        yield Service(machine)
+        yield Service(machine, jobs.read_text())

@@ -106,3 +106,9 @@ def _answer(want: Callable[[], object]) -> str:
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return "ok"
+
+
+@job(name="log-in")
+async def log_in(ctx: JobContext) -> bool:
+    """Tells whether the credential `token` ends with `ending`, and not what it is."""
+    return ctx.credential("token").endswith(ctx.params["ending"])

@@ -83,6 +83,17 @@ def test_jobs_see_nothing_of_the_service_manager(service: Service) -> None:
         assert not names & PRIVATE
 
 
+def test_a_credential_reaches_jobs_and_nothing_else(service: Service) -> None:
+    secret = "s3cr3t-of-the-service"
+    service.machine.put("/etc/service-token", secret, mode="0600")
+    service.drop_in("LoadCredential=token:/etc/service-token")
+    service.systemctl("start")
+    run = service.submit("log-in", "-p", f"ending={secret[-4:]}")
+    assert service.result(run)["result"] is True
+    assert not [pid for pid in service.processes if secret.encode() in Path(f"/proc/{pid}/environ").read_bytes()]
+    assert secret not in service.machine.journal()
+
+
 def test_the_sandbox_leaves_jobs_what_is_said(service: Service) -> None:
     service.systemctl("start")
     assert service.result(service.submit("reach-out"))["result"] == SANDBOX

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.machine import needed
-from tests.support.service import SOCKET_UNIT, STATE, UNIT, Service
+from tests.support.service import JOBS, SOCKET_UNIT, STATE, UNIT, Service
 from tests.support.waiting import wait_until
 
 pytestmark = needed()
@@ -64,6 +64,41 @@ def test_a_restart_under_load_loses_nothing(service: Service) -> None:
     assert {run: service.starts(run) for run in stubborn} == dict.fromkeys(stubborn, 2)
     assert service.results().keys() == {*stubborn, *obedient, *flaky, *queued}
     assert service.show("NRestarts") == "0"
+
+
+def test_a_reload_brings_new_code_to_new_runs(service: Service) -> None:
+    service.systemctl("start")
+    old = service.drop({"job": "obedient"})
+    service.wait_state(old, "running")
+    before = service.submit("quick")
+    service.machine.put(
+        JOBS, service.machine.run("cat", JOBS).stdout.replace("return ctx.attempt", "return 'new code'")
+    )
+    service.systemctl("reload")
+    after = service.submit("quick")
+    assert results(service, [before, after]) == [1, "new code"]
+    service.command("cancel", old)
+    assert results(service, [old]) == ["asked to stop"]
+    versions = [service.result(run)["code_version"] for run in (before, old, after)]
+    assert versions[0] == versions[1] != versions[2]
+    assert service.show("NRestarts") == "0"
+
+
+def test_a_reload_of_what_is_wrong_fails_and_the_old_stays(service: Service) -> None:
+    service.systemctl("start")
+    good = service.machine.run("cat", JOBS).stdout
+    main, run = service.pid, service.drop({"job": "obedient"})
+    service.wait_state(run, "running")
+    for settings, module, problem in (("no_such_key = 1", good, "no_such_key"), ("", "def", "service_jobs.py")):
+        service.configure(settings)
+        service.machine.put(JOBS, module)
+        refused = service.machine.run("systemctl", "reload", UNIT, check=False)
+        assert refused.returncode != 0
+        assert problem in service.log
+        assert results(service, [service.submit("quick")]) == [1]
+    service.machine.put(JOBS, good)
+    assert (service.pid, service.show("ActiveState"), service.show("NRestarts")) == (main, "active", "0")
+    service.wait_state(run, "running", within=0.0)
 
 
 def test_requests_made_while_it_restarts_are_answered(service: Service) -> None:
