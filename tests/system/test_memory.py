@@ -1,7 +1,5 @@
 """What runs use is counted, and who uses more than it may is ended; with the real daemon, by process tree."""
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cgroups import memory_group, own_cgroup
+from tests.support.cgroups import own_cgroup
 from tests.support.daemon import DaemonProcess
 from tests.support.waiting import wait_until
 from tests.system.memory_jobs import LIMIT_MB
@@ -40,15 +38,6 @@ def drop(jobd: DaemonProcess, name: str, **params: Any) -> str:
 def state(jobd: DaemonProcess, run_id: str) -> Any:
     """None before the request was taken in."""
     return jobd.call("GET", f"/v1/runs/{run_id}")[1].get("state")
-
-
-def ready(jobd: DaemonProcess, isolation: str) -> list[int]:
-    workers = jobd.status()["workers"]
-    return [each["pid"] for each in workers if (each["isolation"], each["state"]) == (isolation, "ready")]
-
-
-def busy(jobd: DaemonProcess) -> list[int]:
-    return [each["pid"] for each in jobd.status()["workers"] if each["busy"]]
 
 
 def test_a_run_whose_child_takes_too_much_is_ended_and_its_neighbours_go_on(
@@ -126,25 +115,6 @@ def test_runs_that_were_queued_before_their_job_got_a_limit_are_held_to_it(daemo
     jobd.call("POST", f"/v1/runs/{waiting}/cancel", {"force": True})
     result = jobd.result(run_id)
     assert (result["status"], result["worker"]) == ("completed", "d1")
-
-
-def test_a_worker_that_the_kernel_killed_for_its_memory_is_told_from_one_that_was_lost(daemon: Start) -> None:
-    with memory_group(150 * MB) as group:
-        jobd = daemon(*JOBS)
-        [worker] = wait_until(lambda: ready(jobd, "process"))
-        (group / "cgroup.procs").write_text(str(worker))
-        result = jobd.result(drop(jobd, "hold-alone", megabytes=300))
-        assert (result["reason"], result["attempts"]) == ("out_of_memory", 1)
-        assert result["error"].startswith("out of memory: the kernel killed worker d1, for there was none left")
-        [worker] = wait_until(lambda: ready(jobd, "process"))
-        run_id = drop(jobd, "hold-alone", megabytes=1)
-        wait_until(lambda: state(jobd, run_id) == "running")
-        for _ in range(4):
-            # Whoever else kills it, it is interrupted as ever.
-            [worker] = wait_until(lambda: busy(jobd))
-            os.kill(worker, signal.SIGKILL)
-            wait_until(lambda killed=worker: killed not in busy(jobd))
-        assert jobd.result(run_id)["reason"] == "worker_lost"
 
 
 def test_status_says_how_it_is_counted(daemon: Start) -> None:
