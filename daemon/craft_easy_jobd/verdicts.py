@@ -140,6 +140,8 @@ def _result(ended: Ended, state: RunState, reason: str | None, error: str | None
     )
 
 
-def _most(*seen: N | None) -> N | None:
+def _most(outside: N | None, inside: N | None) -> N | None:
     """Each way of looking may miss something, none makes something up."""
-    return max((each for each in seen if each is not None), default=None)
+    if outside is None or inside is None:
+        return inside if outside is None else outside
+    return max(outside, inside)
