@@ -112,3 +112,9 @@ def _answer(want: Callable[[], object]) -> str:
 async def log_in(ctx: JobContext) -> bool:
     """Tells whether the credential `token` ends with `ending`, and not what it is."""
     return ctx.credential("token").endswith(ctx.params["ending"])
+
+
+@job(name="hostile")
+async def hostile(ctx: JobContext) -> None:
+    """Fails with a text that would like to be more than a text."""
+    raise RuntimeError("boom\nJOB_RUN_ID=forged\nPRIORITY=0\n\x1b[31mred")

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.support.cgroups import memory_group
 from tests.support.daemon import PROJECT
 from tests.support.machine import needed
-from tests.support.service import CONTROL, OTHER_SUBMITTER, SPOOL, STATE, STRANGER, SUBMITTER, Service
+from tests.support.service import CONTROL, OTHER_SUBMITTER, SPOOL, STATE, STRANGER, SUBMITTER, UNIT, Service
 
 pytestmark = needed()
 
@@ -92,6 +92,21 @@ def test_a_credential_reaches_jobs_and_nothing_else(service: Service) -> None:
     assert service.result(run)["result"] is True
     assert not [pid for pid in service.processes if secret.encode() in Path(f"/proc/{pid}/environ").read_bytes()]
     assert secret not in service.machine.journal()
+
+
+def test_the_journal_shows_one_run_and_nothing_that_a_job_made_up(service: Service) -> None:
+    service.systemctl("start")
+    runs = [service.submit("hostile", "--tenant-id", tenant) for tenant in ("acme", "other")]
+    for run in runs:
+        assert service.result(run)["status"] == "failed"
+    shown = service.machine.journal("--output=json", f"JOB_RUN_ID={runs[0]}")
+    (entry,) = map(json.loads, shown.splitlines())
+    assert (entry["JOB_NAME"], entry["TENANT_ID"], entry["PRIORITY"]) == ("hostile", "acme", "4")
+    assert (entry["_SYSTEMD_UNIT"], len(entry["MESSAGE_ID"])) == (UNIT, 32)
+    assert "boom" in shown
+    assert "\x1b" not in service.machine.journal("--all", f"JOB_RUN_ID={runs[0]}")
+    for forged in ("JOB_RUN_ID=forged", "PRIORITY=0"):
+        assert service.machine.run("journalctl", "--quiet", forged, "JOB_NAME=hostile", check=False).stdout == ""
 
 
 def test_the_sandbox_leaves_jobs_what_is_said(service: Service) -> None:
