@@ -45,6 +45,11 @@ class Commits:
         self._under_way.add(future)
         future.add_done_callback(partial(self._answered, call, then))
 
+    def once(self, future: "asyncio.Future[T]", then: Callable[["asyncio.Future[T]"], None]) -> None:
+        """As `call`, for a call that its caller may make again: `then` is told what became of it, an error too."""
+        self._under_way.add(future)
+        future.add_done_callback(partial(self._tell, then))
+
     async def settled(self) -> None:
         """Return when all is durable.
 
@@ -73,6 +78,13 @@ class Commits:
         self._trouble.clear()
         try:
             then(answer)
+        except Exception as error:
+            self._failed(error)
+
+    def _tell(self, then: Callable[["asyncio.Future[T]"], None], future: "asyncio.Future[T]") -> None:
+        self._under_way.discard(future)
+        try:
+            then(future)
         except Exception as error:
             self._failed(error)
 

@@ -1,24 +1,24 @@
-"""Gives queued runs to workers with free slots, and settles what the workers report: the middle of the daemon.
+"""Gives queued runs to workers with free slots, and takes in what the workers report: the middle of the daemon.
 
 It keeps no queue of its own, the ledger is the queue; and it awaits nothing: what a frame or a claim brings is turned
 into calls to the ledger at once, so that all of it shares the next commit.
 """
 
 import asyncio
-import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
+from craft_easy_jobd.alarm import Alarm
 from craft_easy_jobd.attempts import Attempt, Attempts
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.commits import Commits
-from craft_easy_jobd.endings import Endings
-from craft_easy_jobd.ledger import Again, Lease, Ledger, LogChunk, Result
+from craft_easy_jobd.ledger import Again, Lease, Ledger, LogChunk, Result, RunSpec, Slice, Started, Submitted
+from craft_easy_jobd.settling import Settling
 from craft_easy_jobd.states import RunState
 from craft_easy_jobd.stopping import Cause, Rung
-from craft_easy_jobd.verdicts import Ended, judge
+from craft_easy_jobd.verdicts import Ended
 from craft_easy_jobd.worker_process import Worker
 from craft_easy_jobd.workforce import Workforce
 from craft_easy_jobs.definition import Isolation, JobOptions
@@ -34,7 +34,7 @@ _UNKNOWN_JOB = "job {!r} is no longer registered; restore its module or submit t
 
 
 class Dispatcher:
-    """Claims, places and settles runs.
+    """Claims and places runs, and has those settled that workers report.
 
     Args:
         ended: called after a commit that ended runs: there is something to publish.
@@ -53,15 +53,13 @@ class Dispatcher:
         self._attempts = attempts
         self._open = False
         self._ledger = ledger
-        self._bell = bell
         self._workforce = workforce
-        self._ended = ended
         self._claiming: dict[Isolation, int] = dict.fromkeys(_ISOLATIONS, 0)
         self._homeless: deque[Lease] = deque()
         self._commits = commits
-        self._endings = Endings()
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at: float | None = None
+        self._settling = Settling(ledger, commits, bell, workforce, ended=ended, settled=self._settled)
+        # When the next scheduled or retrying run is due.
+        self._alarm = Alarm(self.kick)
 
     # -- claiming and placing
 
@@ -73,7 +71,7 @@ class Dispatcher:
     def close(self) -> None:
         """Give out no more runs; those that are claimed but not started go back."""
         self._open = False
-        self._set_alarm(None)
+        self._alarm.set(None)
         self._give_back(self._homeless)
         self._homeless.clear()
 
@@ -87,44 +85,87 @@ class Dispatcher:
             return
         self._place_homeless()
         due = self._ledger.next_due
-        self._set_alarm(due)
+        self._alarm.set(due)
         if not (submitted or self._ledger.counts[RunState.QUEUED] or (due is not None and due <= time.time())):
             return
         for isolation in _ISOLATIONS:
-            room = min(self._workforce.room(isolation) - self._claiming[isolation], _CLAIM_AT_MOST)
-            if room > 0:
+            if room := self._room(isolation):
                 self._claiming[isolation] += room
                 claim = partial(self._ledger.claim, room, isolation=isolation)
                 self._commits.call(claim, partial(self._claimed, isolation, room))
 
+    def submit(self, specs: Sequence[RunSpec], came_in: Slice | None = None) -> "asyncio.Future[list[Submitted]]":
+        """Hand runs to the ledger; all that is to start at once costs one commit."""
+        answer: asyncio.Future[list[Submitted]] = asyncio.get_running_loop().create_future()
+        room = self._room_for(specs)
+        for isolation, runs in room.items():
+            self._claiming[isolation] += runs
+        self._commits.once(self._ledger.start(specs, room, came_in=came_in), partial(self._submitted, room, answer))
+        if not room:
+            self.kick(submitted=True)
+        return answer
+
     def look_again(self) -> None:
         """Once a second: what a jump of the wall clock, or a queue that only dedicated workers can take, needs."""
-        self._endings.sum_up()
-        self._set_alarm(None)
+        self._settling.sum_up()
+        self._alarm.set(None)
         self.kick()
         if self._open and self._ledger.counts[RunState.QUEUED] and self._workforce.room("shared"):
             self._workforce.want_dedicated()
 
+    def _room(self, isolation: Isolation) -> int:
+        return max(0, min(self._workforce.room(isolation) - self._claiming[isolation], _CLAIM_AT_MOST))
+
+    def _room_for(self, specs: Sequence[RunSpec]) -> dict[Isolation, int]:
+        """Room for runs that may start by being submitted; none when a claim has to look who is first."""
+        wanted = Counter(spec.isolation for spec in specs)
+        if not self._open or wanted["none"] or self._ledger.counts[RunState.QUEUED]:
+            return {}
+        room = {isolation: min(wanted[isolation], self._room(isolation)) for isolation in _ISOLATIONS}
+        return {isolation: runs for isolation, runs in room.items() if runs}
+
+    def _submitted(
+        self,
+        room: Mapping[Isolation, int],
+        answer: "asyncio.Future[list[Submitted]]",
+        started: "asyncio.Future[Started]",
+    ) -> None:
+        for isolation, runs in room.items():
+            self._claiming[isolation] -= runs
+        error = started.exception()
+        if error is None:
+            self._start(started.result().leases)
+        if answer.done():  # who asked is gone
+            return
+        if error is None:
+            answer.set_result(started.result().submitted)
+        else:
+            answer.set_exception(error)
+
     def _claimed(self, isolation: Isolation, asked: int, leases: list[Lease]) -> None:
         self._claiming[isolation] -= asked
+        self._start(leases)
+
+    def _start(self, leases: list[Lease]) -> None:
         if not self._open:
             self._give_back(leases)
             return
         for lease in leases:
             self._place(lease)
+        self._workforce.flush()
         self.kick()
 
     def _place(self, lease: Lease) -> None:
         """Start the attempt in the worker of its isolation that has the most room."""
         options = self._workforce.catalogue.jobs.get(lease.spec.job)
         if options is None:
-            self._finish([(lease, _unstarted(lease, "unknown_job", _UNKNOWN_JOB.format(lease.spec.job)))])
+            self._settling.finish([(lease, _unstarted(lease, "unknown_job", _UNKNOWN_JOB.format(lease.spec.job)))])
         elif options.memory_limit_mb is not None and lease.spec.isolation == "shared":
             # Queued before its job got the limit.
             self._give_back([lease], "process")
         elif worker := _fit(self._workforce.roomiest(lease.spec.isolation), options):
             self._attempts.start(lease, options, worker)
-            self._endings.of_start(lease)
+            self._settling.started(lease)
         else:
             # The worker that had the room is gone since; the next one that is ready takes the lease.
             self._homeless.append(lease)
@@ -136,17 +177,15 @@ class Dispatcher:
             self._place(self._homeless.popleft())
 
     def _give_back(self, leases: Iterable[Lease], to: Isolation | None = None) -> None:
-        self._retry([Again(lease, "interrupted", _UNSTARTED, interrupted=True, isolation=to) for lease in leases])
+        self._settling.again(
+            [Again(lease, "interrupted", _UNSTARTED, interrupted=True, isolation=to) for lease in leases]
+        )
 
-    def _set_alarm(self, due: float | None) -> None:
-        """Kick when the next scheduled or retrying run is due."""
-        if due == self._alarm_at:
-            return
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = due
-        if due is not None:
-            self._alarm = asyncio.get_running_loop().call_later(max(0.0, due - time.time()), self.kick)
+    def _settled(self, *, apart: bool) -> None:
+        """Slots are free, or runs wait again; with `apart`, for a worker of their own."""
+        if apart:
+            self._workforce.want_dedicated()
+        self.kick()
 
     # -- what workers report
 
@@ -165,9 +204,9 @@ class Dispatcher:
                 self._attempts.end(attempt)
                 ended.append((attempt, message))
         if chunks:
-            self._commits.call(partial(self._ledger.log, chunks), partial(self._logged, chunks))
+            self._settling.log(chunks)
         if ended:
-            self._settle([_facts(attempt, outcome) for attempt, outcome in ended])
+            self._settling.settle([_facts(attempt, outcome) for attempt, outcome in ended])
             self.kick()
 
     def lost(self, worker: Worker, problem: str, *, stuck: bool = False) -> None:
@@ -176,7 +215,7 @@ class Dispatcher:
         killed = any(attempt.rung is Rung.KILLED for attempt in attempts)
         for attempt in attempts:
             self._attempts.end(attempt)
-        self._settle([_facts(attempt, None, problem, bystander=killed, stuck=stuck) for attempt in attempts])
+        self._settling.settle([_facts(attempt, None, problem, bystander=killed, stuck=stuck) for attempt in attempts])
 
     def cancel(self, run_id: str, *, force: bool) -> None:
         """An operator's wish, already in the ledger, for a run that is active."""
@@ -187,49 +226,7 @@ class Dispatcher:
                 self._attempts.cut(attempt, Cause.CANCELLED)
         for lease in [lease for lease in self._homeless if lease.run_id == run_id]:
             self._homeless.remove(lease)
-            self._finish([(lease, _unstarted(lease, "cancelled", "cancelled before it started"))])
-
-    # -- settling
-
-    def _settle(self, ended: Sequence[Ended]) -> None:
-        finished: list[tuple[Lease, Result]] = []
-        again: list[Again] = []
-        budget = self._workforce.settings.interruption_budget
-        for facts in ended:
-            verdict = judge(facts, budget=budget, share=random.random())  # noqa: S311 (jitter)
-            if isinstance(verdict, Again):
-                again.append(verdict)
-            else:
-                finished.append((facts.lease, verdict))
-        if finished:
-            self._finish(finished)
-        if again:
-            self._retry(again)
-
-    def _finish(self, results: list[tuple[Lease, Result]]) -> None:
-        self._commits.call(partial(self._ledger.finish, results), partial(self._finished, results))
-
-    def _finished(self, results: list[tuple[Lease, Result]], written: list[bool]) -> None:
-        self._ended()
-        self._bell.ring(each for lease, _ in results for each in (lease.run_id, lease.spec.parent_run_id) if each)
-        for (lease, result), was_written in zip(results, written, strict=True):
-            self._endings.of_run(lease, result, was_written)
-        self.kick()
-
-    def _retry(self, again: list[Again]) -> None:
-        if again:
-            self._commits.call(partial(self._ledger.retry, again), partial(self._retried, again))
-
-    def _retried(self, again: list[Again], _written: list[bool]) -> None:
-        for each in again:
-            self._endings.of_attempt(each)
-        self._bell.ring(each.lease.run_id for each in again)
-        if any(each.isolation == "process" for each in again):
-            self._workforce.want_dedicated()
-        self.kick()
-
-    def _logged(self, chunks: list[LogChunk], _written: None) -> None:
-        self._bell.ring(chunk.run_id for chunk in chunks)
+            self._settling.finish([(lease, _unstarted(lease, "cancelled", "cancelled before it started"))])
 
 
 def _fit(worker: Worker | None, options: JobOptions) -> Worker | None:

@@ -125,6 +125,13 @@ class Lease(NamedTuple):
         return {"run_id": self.run_id, "job": self.spec.job, "tenant": self.spec.tenant_id, "attempt": self.attempt}
 
 
+class Started(NamedTuple):
+    """Answer to a `start`: one for each RunSpec, and the leases of those that are `running` by it, in their turn."""
+
+    submitted: list[Submitted]
+    leases: list[Lease]
+
+
 class Result(NamedTuple):
     """How a run ended. `state` is `completed` or `failed`; `result` is JSON.
 
@@ -247,6 +254,15 @@ class Ledger(Protocol):
 
         `came_in`: the files of these runs, in their order. Those of the runs that are new are kept in mind by the same
         transaction, until `let_go`.
+        """
+
+    def start(
+        self, specs: Sequence[RunSpec], room: Mapping[Isolation, int], *, came_in: Slice | None = None
+    ) -> "Future[Started]":
+        """As `submit` with a `claim` for each isolation after it, in one step, when nothing waits for its turn.
+
+        `room`: how many may start. None does when any other run waits; a claim is to find out which one is first. A
+        duplicate takes its room with it.
         """
 
     def cancel(self, run_id: str) -> "Future[Cancelled | None]":

@@ -1,7 +1,7 @@
 """The single steps that change the ledger: a run is added, ends, is put back. Operations are made of these."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from msgspec.structs import astuple
 
@@ -13,8 +13,8 @@ from craft_easy_jobd.turns import Turns
 
 # Every value is bound; what is put into the text are our own column names and numbers.
 _ADD = (
-    f"INSERT INTO runs ({', '.join(SPEC)}, requested_at, state, next_at, turn) "  # noqa: S608
-    f"VALUES ({', '.join('?' * len(SPEC))}, ?, ?, ?, ?) ON CONFLICT (run_id) DO NOTHING"
+    f"INSERT INTO runs ({', '.join(SPEC)}, requested_at, state, next_at, turn, token, attempt, started_at) "  # noqa: S608
+    f"VALUES ({', '.join('?' * len(SPEC))}, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run_id) DO NOTHING"
 )
 LEASED = "run_id = ? AND token = ?"
 # A run began with its first attempt, whichever attempt ends it.
@@ -39,11 +39,28 @@ LOG_ACTIVE = (
 
 def add(db: sqlite3.Connection, now: float, specs: Sequence[RunSpec], turns: Turns) -> int:
     """Add runs as queued or scheduled; returns how many were not there before."""
+    return insert(db, now, numbered(specs, turns))
+
+
+def numbered(specs: Sequence[RunSpec], turns: Turns) -> list[tuple[RunSpec, int]]:
+    """The runs with the turns that they get."""
+    return [(spec, turns.next(spec.priority, spec.tenant_id)) for spec in specs]
+
+
+def insert(
+    db: sqlite3.Connection, now: float, runs: Sequence[tuple[RunSpec, int]], started: Container[int] = ()
+) -> int:
+    """Add runs with their turns as queued or scheduled, those whose places are in `started` as running."""
     rows = []
-    for spec in specs:
+    for place, (spec, turn) in enumerate(runs):
         state = state_at(now, spec)
         due = spec.not_before if state is RunState.SCHEDULED else None
-        rows.append((*astuple(spec), now, CODES[state], due, turns.next(spec.priority, spec.tenant_id)))
+        fate = (
+            (CODES[RunState.RUNNING], None, turn, 1, 1, now)
+            if place in started
+            else (CODES[state], due, turn, 0, 0, None)
+        )
+        rows.append((*astuple(spec), now, *fate))
     return db.executemany(_ADD, rows).rowcount if rows else 0
 
 

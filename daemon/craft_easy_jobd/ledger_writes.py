@@ -1,16 +1,39 @@
 """All that changes the ledger: one function an operation, each called within a transaction of the writing thread."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from craft_easy_jobd import ledger_families as families
 from craft_easy_jobd.interruptions import after_interruption
-from craft_easy_jobd.ledger import Again, Cancelled, Lease, LogChunk, Result, RunEnd, RunSpec, Slice, Submitted
+from craft_easy_jobd.ledger import (
+    Again,
+    Cancelled,
+    Lane,
+    Lease,
+    LogChunk,
+    Result,
+    RunEnd,
+    RunSpec,
+    Slice,
+    Started,
+    Submitted,
+)
 from craft_easy_jobd.ledger_families import Gone
-from craft_easy_jobd.ledger_moves import LEASED, LOG_ACTIVE, add, end, end_waiting, failed, reopen, state_at
+from craft_easy_jobd.ledger_moves import (
+    LEASED,
+    LOG_ACTIVE,
+    add,
+    end,
+    end_waiting,
+    failed,
+    insert,
+    numbered,
+    reopen,
+    state_at,
+)
 from craft_easy_jobd.ledger_rows import LEASE, SPEC, lease_of
 from craft_easy_jobd.ledger_schema import CODES, DUE, LIVE, STATES, TIMED, move, state_is
 from craft_easy_jobd.states import ACTIVE, WAITING, RunState
@@ -49,15 +72,52 @@ _ABANDONED = (
 def submit(
     db: sqlite3.Connection, now: float, turns: Turns, specs: Sequence[RunSpec], came_in: Slice | None
 ) -> list[Submitted]:
-    added = add(db, now, specs, turns)
+    return start(db, now, turns, specs, {}, came_in).submitted
+
+
+def start(
+    db: sqlite3.Connection,
+    now: float,
+    turns: Turns,
+    specs: Sequence[RunSpec],
+    room: Mapping[Isolation, int],
+    came_in: Slice | None,
+) -> Started:
+    runs = numbered(specs, turns)
+    first = _first(now, runs, room) if room and not _any_waits(db, now) else []
+    added = insert(db, now, runs, frozenset(first))
     if added == len(specs):
-        submitted = [Submitted(spec.run_id, state_at(now, spec), False) for spec in specs]
+        states = dict.fromkeys(first, RunState.RUNNING)
+        submitted = [
+            Submitted(spec.run_id, states.get(place) or state_at(now, spec), False) for place, spec in enumerate(specs)
+        ]
     else:
         submitted = _tell_duplicates(db, [spec.run_id for spec in specs], added)
+        first = [place for place in first if not submitted[place].duplicate]
     if came_in and added:
         files = [file for file, each in zip(came_in.files, submitted, strict=True) if not each.duplicate]
         db.execute("INSERT INTO slices VALUES (?, ?, ?)", (came_in.number, came_in.named, _encode_files(files)))
-    return submitted
+    for place in first:
+        turns.served(specs[place].priority, runs[place][1])
+    return Started(submitted, [Lease(specs[place].run_id, 1, 1, 0, 0, specs[place]) for place in first])
+
+
+def _any_waits(db: sqlite3.Connection, now: float) -> bool:
+    """A run waits for a slot, or may do so by now; of children to come their parent does."""
+    counts, due = summarise(db)
+    return counts[RunState.QUEUED] > 0 or (due is not None and due <= now)
+
+
+def _first(now: float, runs: Sequence[tuple[RunSpec, int]], room: Mapping[Isolation, int]) -> list[int]:
+    """The places of those that a claim would give out, in their turn."""
+    left: dict[Lane, int] = dict(room.items())
+    found = []
+    for place in sorted(range(len(runs)), key=lambda place: (-runs[place][0].priority, runs[place][1], place)):
+        spec = runs[place][0]
+        if left.get(spec.isolation, 0) > 0 and state_at(now, spec) is RunState.QUEUED:
+            left[spec.isolation] -= 1
+            found.append(place)
+    return found
 
 
 def _tell_duplicates(db: sqlite3.Connection, run_ids: Sequence[str], added: int) -> list[Submitted]:

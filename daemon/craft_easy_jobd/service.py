@@ -68,10 +68,8 @@ class Service:
         return self._workforce.tenancy.directory
 
     def admitted(self, specs: Sequence[RunSpec], came_in: Slice | None = None) -> Future[list[Submitted]]:
-        """Hand runs to the ledger and claim in the same turn: what can start at once costs one commit."""
-        submitted = self.ledger.submit(specs, came_in=came_in)
-        self._dispatcher.kick(submitted=True)
-        return submitted
+        """Hand runs to the ledger; what can start at once starts."""
+        return self._dispatcher.submit(specs, came_in)
 
     async def submit(self, requests: Sequence[Request], requested_by: str | None) -> list[Submitted | RequestError]:
         await self._jobs_known()

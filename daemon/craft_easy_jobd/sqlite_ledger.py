@@ -22,6 +22,7 @@ from craft_easy_jobd.ledger import (
     RunEnd,
     RunSpec,
     Slice,
+    Started,
     Submitted,
 )
 from craft_easy_jobd.ledger_moves import waiting_turns
@@ -93,6 +94,11 @@ class SqliteLedger:
     # -- producers and readers
     def submit(self, specs: Sequence[RunSpec], *, came_in: Slice | None = None) -> Future[list[Submitted]]:
         return self._change(ledger_writes.submit, specs=specs, came_in=came_in)
+
+    def start(
+        self, specs: Sequence[RunSpec], room: Mapping[Isolation, int], *, came_in: Slice | None = None
+    ) -> Future[Started]:
+        return self._change(ledger_writes.start, specs=specs, room=room, came_in=came_in)
 
     def cancel(self, run_id: str) -> Future[Cancelled | None]:
         return self._change(ledger_writes.cancel, run_id=run_id)

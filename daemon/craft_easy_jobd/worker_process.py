@@ -139,6 +139,10 @@ class Worker:
         """Send with all else of this turn of the loop; dropped when the worker is gone."""
         self._link.send(message)
 
+    def flush(self) -> None:
+        """Send at once what was put so far."""
+        self._link.flush()
+
     def leave(self) -> None:
         """Tell it that no more attempts will come: it ends after the last outcome."""
         if not self.leaving:

@@ -115,6 +115,13 @@ class Workforce:
         worker = max(self._of(isolation), key=self.free, default=None)
         return worker if worker is not None and self.free(worker) > 0 else None
 
+    def flush(self) -> None:
+        """Send what was put for workers now, not at the end of this turn of the loop."""
+        for worker in self.workers:
+            worker.flush()
+
+    # -- strength
+
     def want_dedicated(self) -> None:
         """See to it that a dedicated worker is free or coming."""
         self.current.want_dedicated()

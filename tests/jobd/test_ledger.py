@@ -1,13 +1,17 @@
 """How every ledger moves runs, whatever it is made of."""
 
 import asyncio
+import itertools
+import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from craft_easy_jobd import sqlite_ledger
 from craft_easy_jobd.interruptions import after_interruption
 from craft_easy_jobd.ledger import Again, Cancelled, Lease, Ledger, LogChunk, RequestFile, Result, RunSpec, Slice
+from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobd.states import FINAL, TRANSITIONS, RunState
 from tests.jobd import ledgers
 from tests.jobd.ledgers import START, Clock, ended, opened, present, spec, started, state_of
@@ -62,6 +66,78 @@ async def test_submit_is_idempotent_by_run_id(ledger: Ledger) -> None:
     assert run.spec.priority == 1
     assert present(ledger) == {S.RUNNING: 1, S.QUEUED: 2}
     assert await ledger.submit([]) == []
+
+
+async def test_runs_start_by_being_submitted_when_nothing_waits(ledger: Ledger, clock: Clock) -> None:
+    a, b, c = spec("a", tenant_id="t"), spec("b", priority=3), spec("c", isolation="process")
+    later, d = spec("later", not_before=START + 9), spec("d")
+    submitted, leases = await ledger.start([a, b, c, later, d], {"shared": 2, "process": 1})
+    assert submitted == [
+        ("a", S.RUNNING, False),
+        ("b", S.RUNNING, False),
+        ("c", S.RUNNING, False),
+        ("later", S.SCHEDULED, False),
+        ("d", S.QUEUED, False),
+    ]
+    assert leases == [Lease(each.run_id, 1, 1, 0, 0, each) for each in (b, a, c)]
+    assert present(ledger) == {S.RUNNING: 3, S.SCHEDULED: 1, S.QUEUED: 1}
+    run = await ledger.get("a")
+    assert run is not None
+    assert (run.token, run.attempt, run.started_at, run.requested_at) == (1, 1, START, START)
+    assert await ledger.finish([(lease, ended()) for lease in leases]) == [True, True, True]
+    assert [lease.run_id for lease in await ledger.claim(9)] == ["d"]
+
+
+@pytest.mark.parametrize("state", [S.QUEUED, S.SCHEDULED, S.RETRYING])
+@pytest.mark.parametrize("isolation", ["shared", "process", "none"])
+async def test_nothing_overtakes_what_waits(ledger: Ledger, clock: Clock, state: RunState, isolation: str) -> None:
+    if state is S.RETRYING:
+        lease = await started(ledger, "old", isolation=isolation if isolation != "none" else "shared")
+        await ledger.retry([Again(lease, "exception", None, delay_seconds=1.0)])
+    else:
+        await ledger.submit([spec("old", isolation=isolation, not_before=START + 1 if state is S.SCHEDULED else None)])
+    clock.now = START + 1
+    assert await ledger.start([spec("new", priority=9)], {"shared": 5}) == ([("new", S.QUEUED, False)], [])
+    assert await state_of(ledger, "new") is S.QUEUED
+
+
+async def test_who_waits_for_a_later_time_keeps_nobody_from_starting(ledger: Ledger) -> None:
+    await ledger.submit([spec("old", not_before=START + 1)])
+    _, leases = await ledger.start([spec("new")], {"shared": 5})
+    assert [lease.run_id for lease in leases] == ["new"]
+
+
+async def test_a_duplicate_does_not_start(ledger: Ledger) -> None:
+    await started(ledger, "a")
+    submitted, leases = await ledger.start([spec("b"), spec("a"), spec("b"), spec("c")], {"shared": 9})
+    assert submitted == [
+        ("b", S.RUNNING, False),
+        ("a", S.RUNNING, True),
+        ("b", S.RUNNING, True),
+        ("c", S.RUNNING, False),
+    ]
+    assert [lease.run_id for lease in leases] == ["b", "c"]
+
+
+async def test_started_and_claimed_runs_take_the_same_turns(tmp_path: Path, clock: Clock) -> None:
+    """What starts by being submitted is what a claim right after it would have given out, then and later."""
+    dice = random.Random(7)
+    names = itertools.count()
+    paths = [tmp_path / "started", tmp_path / "claimed"]
+    async with opened(SqliteLedger(paths[0], clock=clock)) as one, opened(SqliteLedger(paths[1], clock=clock)) as two:
+        for _ in range(150):
+            specs = [
+                spec(f"r{next(names)}", tenant_id=dice.choice("abc"), priority=dice.randint(0, 1))
+                for _ in range(dice.randint(0, 6))
+            ]
+            room = dice.randint(1, 5)
+            _, leases = await one.start(specs, {"shared": room})
+            leases += await one.claim(room - len(leases))
+            both = await asyncio.gather(two.submit(specs), two.claim(room))
+            assert leases == both[1]
+            if dice.random() < 0.5:
+                for ledger in (one, two):
+                    await ledger.finish([(lease, ended()) for lease in leases])
 
 
 async def test_a_run_that_comes_back_after_a_restart_stands_before_newer_ones(make: Callable[[], Ledger]) -> None:

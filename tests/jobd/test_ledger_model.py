@@ -18,6 +18,7 @@ from tests.jobd.ledgers import IMPLEMENTATIONS, Clock
 
 S = RunState
 RUN_IDS = st.sampled_from([f"r{n}" for n in range(12)])
+PRIORITIES = st.permutations([-1, 0, 0, 1, 1])
 DELAYS = st.sampled_from([None, 0.0, 1.0, 5.0])
 
 
@@ -77,33 +78,67 @@ class History(RuleBasedStateMachine):
 
     @rule(run_ids=st.lists(RUN_IDS, max_size=5), priority=st.integers(-1, 1), delay=DELAYS)
     def submit(self, run_ids: list[str], priority: int, delay: float | None) -> None:
+        specs, expected = self._submitted(run_ids, [priority] * len(run_ids), delay)
+        assert self._call("submit", specs) == expected
+
+    @rule(run_ids=st.lists(RUN_IDS, max_size=5), priorities=PRIORITIES, delay=DELAYS, n=st.integers(1, 4))
+    def start(self, run_ids: list[str], priorities: list[int], delay: float | None, n: int) -> None:
+        waiting = any(
+            run.state is S.QUEUED or (run.next_at is not None and run.next_at <= self.clock.now)
+            for run in self.runs.values()
+        )
+        specs, expected = self._submitted(run_ids, priorities, delay)
+        if waiting:
+            assert self._call("start", specs, {"shared": n}) == (expected, [])
+            return
+        places = sorted(range(len(specs)), key=lambda place: (-specs[place].priority, place))[: 0 if delay else n]
+        # A duplicate takes the room with it.
+        began = [self.runs[specs[place].run_id] for place in places if not expected[place][2]]
+        for run in began:
+            run.move(S.RUNNING)
+            run.token = 1
+        submitted, leases = self._call("start", specs, {"shared": n})
+        assert submitted == [(run_id, self.runs[run_id].state, duplicate) for run_id, _, duplicate in expected]
+        assert leases == [self._lease(run) for run in began]
+        self.leases += leases
+
+    def _submitted(
+        self, run_ids: list[str], priorities: list[int], delay: float | None
+    ) -> tuple[list[RunSpec], list[Any]]:
         not_before = None if delay is None else self.clock.now + delay
         expected = []
-        specs = [RunSpec(run_id=run_id, job="j", priority=priority, not_before=not_before) for run_id in run_ids]
+        specs = [
+            RunSpec(run_id=run_id, job="j", priority=priority, not_before=not_before)
+            for run_id, priority in zip(run_ids, priorities, strict=False)
+        ]
         for spec in specs:
             duplicate = spec.run_id in self.runs
             if not duplicate:
                 state, next_at = (S.SCHEDULED, not_before) if delay else (S.QUEUED, None)
                 self.runs[spec.run_id] = Model(len(self.runs) + 1, spec, state, next_at)
             expected.append((spec.run_id, self.runs[spec.run_id].state, duplicate))
-        assert self._call("submit", specs) == expected
+        return specs, expected
 
     @rule(n=st.integers(0, 4))
     def claim(self, n: int) -> None:
         for run in self.runs.values():
             if run.next_at is not None and run.next_at <= self.clock.now:
                 run.move(S.QUEUED, run.reason)
+        leases = [self._lease(run) for run in self._begin(n)]
+        assert self._call("claim", n) == leases
+        self.leases += leases
+
+    def _begin(self, n: int) -> list[Model]:
         queue = sorted(
             (run for run in self.runs.values() if run.state is S.QUEUED), key=lambda run: (-run.spec.priority, run.seq)
         )
         for run in queue[:n]:
             run.move(S.RUNNING, run.reason)
             run.token += 1
-        leases = self._call("claim", n)
-        assert leases == [
-            Lease(run.spec.run_id, run.token, run.token, run.failures, run.interruptions, run.spec) for run in queue[:n]
-        ]
-        self.leases += leases
+        return queue[:n]
+
+    def _lease(self, run: Model) -> Lease:
+        return Lease(run.spec.run_id, run.token, run.token, run.failures, run.interruptions, run.spec)
 
     def _owns(self, lease: Lease) -> bool:
         run = self.runs[lease.run_id]
