@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import socket
+import struct
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -80,14 +81,26 @@ class ControlSocket:
 
 
 class _UnixConnection(http.client.HTTPConnection):
+    timeout: float
+
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Where more clients wait than the socket holds, connect() waits as well. The kernel's timeout bounds it: with
+        # Python's own, it would fail at once.
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *_timeval(self.timeout)))
+        try:
+            self.sock.connect(self._path)
+        except BlockingIOError:
+            raise TimeoutError from None
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+
+
+def _timeval(seconds: float) -> tuple[int, int]:
+    return int(seconds), int(seconds % 1 * 1_000_000)
 
 
 def _with_query(path: str, query: Mapping[str, Any]) -> str:

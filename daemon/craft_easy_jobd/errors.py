@@ -3,7 +3,7 @@
 from craft_easy_jobs.errors import CraftEasyJobsError
 
 # sysexits.h: systemd shows these words, and the unit restarts on some of them only.
-EX_SOFTWARE, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_CONFIG = 70, 73, 74, 75, 78
+EX_SOFTWARE, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = 70, 73, 74, 75, 77, 78
 
 
 class SettingsError(CraftEasyJobsError):
@@ -48,6 +48,17 @@ class FolderError(CraftEasyJobsError):
     """A folder of the daemon cannot be made, read or written; the text names it."""
 
     exit_code = EX_CANTCREAT
+
+
+class NotPermittedError(FolderError):
+    """A folder of the daemon is not its user's; no restart cures that."""
+
+    exit_code = EX_NOPERM
+
+
+def folder_error(error: OSError, problem: str) -> FolderError:
+    """The error to raise for this one."""
+    return (NotPermittedError if isinstance(error, PermissionError) else FolderError)(problem)
 
 
 class InternalError(CraftEasyJobsError):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from craft_easy_jobd.errors import FolderError, LedgerError
+from craft_easy_jobd.errors import FolderError, LedgerError, NotPermittedError, folder_error
 
 _libc = ctypes.CDLL(None, use_errno=True)
 PRIVATE = 0o750
@@ -108,9 +108,10 @@ def require_folders(modes: Mapping[Path, int], groups: Mapping[Path, int | None]
             with folder(path, mode, (groups or {}).get(path)):
                 pass
         except OSError as error:
-            raise FolderError(f"{path}: {error.strerror}; move it away or choose another place") from None
+            problem = f"{path}: {error.strerror}; move it away or choose another place"
+            raise folder_error(error, problem) from None
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-            raise FolderError(f"{path}: not writable by user id {os.geteuid()}; change its owner or its mode")
+            raise NotPermittedError(f"{path}: not writable by user id {os.geteuid()}; change its owner or its mode")
     if len({path.stat().st_dev for path in modes}) > 1:
         raise FolderError(f"{', '.join(map(str, modes))}: must be on one file system, files are renamed between them")
 

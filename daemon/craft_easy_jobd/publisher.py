@@ -10,7 +10,7 @@ from functools import partial
 
 import msgspec
 
-from craft_easy_jobd.errors import EX_CANTCREAT, FolderError
+from craft_easy_jobd.errors import FolderError, NotPermittedError
 from craft_easy_jobd.folders import SyncError
 from craft_easy_jobd.ledger import Ledger, RunEnd
 from craft_easy_jobd.publishing import Answer, Broken, Durable, Options, decode_answer
@@ -22,6 +22,7 @@ logger = logging.getLogger("craft_easy_jobd.publisher")
 
 MODULE = "craft_easy_jobd.publishing"
 _MARK_AGAIN_SECONDS = 0.2
+_BROKEN = {each.exit_code: each for each in (FolderError, NotPermittedError)}
 # It has so long to end when it is let go: for the batch that it is writing.
 _LEAVE_SECONDS = 5.0
 # Whoever waits for all to be published gives up after so many processes that died of it, or so long without a word.
@@ -168,7 +169,7 @@ class Publisher:
                 self._mark(answer.ends)
                 self._published(answer.run_ids)
             case Broken():
-                raise (FolderError if answer.exit_code == EX_CANTCREAT else SyncError)(answer.problem)
+                raise _BROKEN.get(answer.exit_code, SyncError)(answer.problem)
             case _:
                 self._has_looked(answer.problem)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from craft_easy_jobd.errors import FolderError, RootLockedError
+from craft_easy_jobd.errors import RootLockedError, folder_error
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def root_lock(state_dir: Path) -> Iterator[None]:
             undo.callback(os.close, fd)
             _take(fd, path)
         except OSError as error:
-            raise FolderError(f"{path}: {_explain(error)}") from None
+            raise folder_error(error, f"{path}: {_explain(error)}") from None
         yield
 
 

@@ -13,7 +13,7 @@ from craft_easy_jobd.workforce import Workforce
 logger = logging.getLogger("craft_easy_jobd")
 
 # For all that follows the end of the attempts: workers that die, commits, results, on a slow disk too.
-_SETTLE_SECONDS = 30.0
+_SETTLE_SECONDS = 90.0
 
 
 class Shutdown:

@@ -22,7 +22,7 @@ from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.containment import instance_of, kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.duties import Duties
-from craft_easy_jobd.errors import FolderError, InternalError
+from craft_easy_jobd.errors import InternalError, folder_error
 from craft_easy_jobd.events import Event
 from craft_easy_jobd.folders import PRIVATE, THROUGH, spread_out
 from craft_easy_jobd.identity import Rights
@@ -104,7 +104,7 @@ def _make_folder(path: Path, mode: int) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True, mode=mode)
     except OSError as error:
-        raise FolderError(f"{path}: {error.strerror}; create it or choose another --root") from None
+        raise folder_error(error, f"{path}: {error.strerror}; create it or choose another --root") from None
 
 
 def _first(errors: BaseExceptionGroup[E]) -> E:

@@ -7,8 +7,9 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -319,6 +320,46 @@ def test_a_silent_daemon_is_given_up(client: Client, short_dir: Path) -> None:
         listener.listen()
         with pytest.raises(DaemonUnavailableError, match=r"no answer within 0\.05 s"):
             client._daemon.call("GET", "/v1/status", timeout=0.05)
+
+
+@contextmanager
+def crowded(path: Path) -> Iterator[socket.socket]:
+    """A control socket that nobody serves for now, with as many clients waiting as it holds."""
+    with ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                waiting.connect(str(path))
+        yield listener
+
+
+def test_where_many_wait_already_a_client_waits_as_long_as_for_an_answer(client: Client, short_dir: Path) -> None:
+    with crowded(short_dir / "control.sock"):
+        begun = time.monotonic()
+        with pytest.raises(DaemonUnavailableError, match=r"no answer within 0\.3 s"):
+            client._daemon.call("GET", "/v1/status", timeout=0.3)
+        assert time.monotonic() - begun >= 0.3
+
+
+def test_who_waits_where_many_do_gets_an_answer_in_the_end(client: Client, short_dir: Path) -> None:
+    answers: list[object] = []
+    with crowded(short_dir / "control.sock") as listener:
+        asking = threading.Thread(target=lambda: answers.append(client.status()))
+        asking.start()
+        listener.settimeout(30)
+        while asking.is_alive():
+            connection, _ = listener.accept()
+            with connection:
+                # Those who only wait say nothing.
+                connection.settimeout(0.5)
+                with suppress(TimeoutError):
+                    assert connection.recv(4096).startswith(b"GET /v1/status ")
+                    connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"pid": 1234}')
+                    asking.join(30)
+    assert answers == [{"pid": 1234}]
 
 
 # -- the spool and the results
