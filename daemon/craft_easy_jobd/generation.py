@@ -41,14 +41,14 @@ class Generation:
     """The workers that share code and settings, and the catalogue that they sent; implements their WorkerEvents.
 
     Args:
-        needed: so many shared workers must be ready for `known`.
+        whole: `known` waits for all workers that it begins with; else the first that is ready will do.
 
     Attributes:
         number: from 1, later ones are higher.
         workers: by name.
         problem: why no worker can be started, None when they can.
-        known: done when the needed workers are ready; JobsError when the modules cannot be imported, or workers die of
-            it, or whatever else `fail` was told.
+        known: done when the catalogue is known, and there for good; JobsError when the modules cannot be imported, or
+            workers die of it, or whatever else `fail` was told.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Generation:
         tasks: asyncio.TaskGroup,
         listener: Listener,
         *,
-        needed: int,
+        whole: bool,
     ) -> None:
         self.number = number
         self.settings = settings
@@ -70,7 +70,7 @@ class Generation:
         self.workers: dict[str, Worker] = {}
         self.problem: str | None = None
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._needed = needed
+        self._whole = whole
         self._announced = Catalogue(wire.Catalogue(jobs=[]))
         self._pool = pool
         self._attempts = attempts
@@ -82,7 +82,7 @@ class Generation:
 
     @property
     def catalogue(self) -> Catalogue:
-        """What its workers announced last, with the tenants as they are known now."""
+        """What its workers announced, with the tenants as they are known now."""
         self._announced.directory = self.tenancy.directory
         return self._announced
 
@@ -159,18 +159,24 @@ class Generation:
             return
         self.problem = None
         self._unready_deaths = 0
-        if self.known.done() and catalogue.code_version != self._announced.code_version:
+        if catalogue.tenants is not None:
+            self.tenancy.told(catalogue.tenants)
+        if not self.known.done():
+            self._announced = Catalogue(catalogue)
+            self.keep_spare()
+            if not self._whole or self._is_whole():
+                self.known.set_result(None)
+        elif catalogue.code_version != self._announced.code_version:
             logger.warning(
                 "job modules have changed since the last reload, and a new worker has them: reload for all workers",
                 extra={"worker": worker.name, "code_version": catalogue.code_version},
             )
-        self._announced = Catalogue(catalogue)
-        if catalogue.tenants is not None:
-            self.tenancy.told(catalogue.tenants)
-        if not self.known.done() and sum(each.ready for each in self._of("shared")) >= self._needed:
-            self.known.set_result(None)
-        self.keep_spare()
         self._listener.kick()
+
+    def _is_whole(self) -> bool:
+        shared = sum(worker.isolation == "shared" for worker in self.workers.values())
+        ready = all(worker.ready for worker in self.workers.values())
+        return ready and shared == self.settings.workers and not self._coming["process"]
 
     def worker_said(self, worker: Worker, messages: Sequence[Entries | Outcome]) -> None:
         self._listener.said(worker, messages)

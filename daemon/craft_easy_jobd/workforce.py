@@ -41,7 +41,7 @@ class Workforce:
         self.start_helper = self._pool.start_helper
         self._numbers = count(1)
         # The first one begins with what is there; a later one takes over at full strength.
-        self.current = self._generation(settings, needed=1)
+        self.current = self._generation(settings, whole=False)
 
     @property
     def settings(self) -> Settings:
@@ -84,7 +84,7 @@ class Workforce:
         Raises:
             SettingsError: the settings name users or groups that are not there.
         """
-        return self._generation(settings, needed=settings.workers)
+        return self._generation(settings, whole=True)
 
     def start(self, candidate: Generation) -> None:
         """Begin to start its workers; its `known` says when it can be adopted, or why not."""
@@ -96,10 +96,10 @@ class Workforce:
         before.leave()
         self.kick()
 
-    def _generation(self, settings: Settings, *, needed: int) -> Generation:
+    def _generation(self, settings: Settings, *, whole: bool) -> Generation:
         number = next(self._numbers)
         rights = Rights(settings)
-        return Generation(number, settings, rights, self._pool, self._attempts, self._tasks, self, needed=needed)
+        return Generation(number, settings, rights, self._pool, self._attempts, self._tasks, self, whole=whole)
 
     # -- room
 

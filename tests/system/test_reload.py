@@ -144,7 +144,7 @@ def test_new_runs_get_the_new_code_and_old_ones_finish_on_the_old(site: Make) ->
     now = s.reload()
     assert (now["generation"], now["jobs"]) == (2, 6)
     assert (s.result(), s.result("alone"), s.result("new")) == (2, 2, "new")
-    # The spare one for jobs with isolation="process", too.
+    # The next spare one for jobs with isolation="process".
     wait_until(lambda: all(worker["code_version"] for worker in s.jobd.status()["workers"]))
     status = s.jobd.status()
     assert (status["generation"], status["code_version"]) == (2, now["code_version"])
@@ -378,7 +378,8 @@ class Feed(threading.Thread):
         while not self._closing.wait(0.02):
             for _ in range(IN_FLIGHT - (len(self.dropped) - len(list(self._results.glob("*.json"))))):
                 before = self._in_force[-1]
-                self.dropped[self._site.drop("naps", seconds=chance.uniform(0.2, 2.0))] = before
+                job = "alone" if len(self.dropped) % 100 == 0 else "naps"
+                self.dropped[self._site.drop(job, seconds=chance.uniform(0.2, 2.0))] = before
 
     def close(self) -> None:
         self._closing.set()
