@@ -144,8 +144,8 @@ def test_new_runs_get_the_new_code_and_old_ones_finish_on_the_old(site: Make) ->
     now = s.reload()
     assert (now["generation"], now["jobs"]) == (2, 6)
     assert (s.result(), s.result("alone"), s.result("new")) == (2, 2, "new")
-    # The next spare one for jobs with isolation="process".
-    wait_until(lambda: all(worker["code_version"] for worker in s.jobd.status()["workers"]))
+    # Two that have runs and two that are new, once the old spare one has left and the new one is ready.
+    wait_until(lambda: [bool(worker["code_version"]) for worker in s.jobd.status()["workers"]] == [True] * 4)
     status = s.jobd.status()
     assert (status["generation"], status["code_version"]) == (2, now["code_version"])
     workers = {(worker["generation"], worker["isolation"]): worker for worker in status["workers"]}
@@ -239,10 +239,11 @@ def test_settings_in_force_are_the_new_ones(site: Make) -> None:
     assert s.jobd.call("POST", "/v1/runs", {"job": "version", "params": {"x": "x" * 2000}})[0] == 413
     s.configure(max_request_bytes=100_000, log_level="debug", drain_timeout=0.1, workers=3, slots=7)
     s.reload()
+    workers = [worker for worker in s.jobd.status()["workers"] if worker["generation"] == 2]
+    shared = [(worker["slots"], worker["state"]) for worker in workers if worker["isolation"] == "shared"]
     assert s.jobd.call("POST", "/v1/runs", {"job": "version", "params": {"x": "x" * 99_000}})[0] == 202
     assert s.jobd.result(s.drop("version", x="x" * 50_000))["result"] == 1
-    workers = [worker for worker in s.jobd.status()["workers"] if worker["generation"] == 2]
-    assert [worker["slots"] for worker in workers if worker["isolation"] == "shared"] == [7, 7, 7]
+    assert shared == [(7, "ready")] * 3
     wait_until(lambda: " DEBUG " in s.jobd.log)
     naps = s.drop("naps", seconds=60)
     wait_until(lambda: naps in [run["run_id"] for run in s.jobd.status()["running"]])
@@ -330,6 +331,8 @@ def test_a_signal_while_it_starts_makes_a_reload_once_it_serves(short_dir: Path)
         wait_until((short_dir / "var" / "control.sock").exists)
         jobd.signal(signal.SIGHUP)
         module.write_text(CODE.format(version=2))
+        with pytest.raises(AssertionError, match="not within"):
+            wait_until(lambda: "reloaded" in jobd.log, within=1.0)
         go.touch()
         wait_until(lambda: jobd.notices.count("READY=1") == 2)
         assert jobd.result(jobd.drop({"job": "version"}))["result"] == 2
