@@ -144,8 +144,9 @@ def test_new_runs_get_the_new_code_and_old_ones_finish_on_the_old(site: Make) ->
     now = s.reload()
     assert (now["generation"], now["jobs"]) == (2, 6)
     assert (s.result(), s.result("alone"), s.result("new")) == (2, 2, "new")
-    # Two that have runs and two that are new, once the old spare one has left and the new one is ready.
-    wait_until(lambda: [bool(worker["code_version"]) for worker in s.jobd.status()["workers"]] == [True] * 4)
+    # The old spare one has left, and the next new one is ready.
+    wait_until(lambda: sum(worker["generation"] == 1 for worker in s.jobd.status()["workers"]) == len(old))
+    wait_until(lambda: all(worker["code_version"] for worker in s.jobd.status()["workers"]))
     status = s.jobd.status()
     assert (status["generation"], status["code_version"]) == (2, now["code_version"])
     workers = {(worker["generation"], worker["isolation"]): worker for worker in status["workers"]}
