@@ -29,6 +29,8 @@ def test_submitters_get_at_the_socket_whoever_made_it(service: Service) -> None:
 
 def test_wrong_settings_and_a_client_that_waits_do_not_use_up_the_starts(service: Service) -> None:
     service.configure("no_such_key = 1")
+    # As narrow as the unit's own, in less time.
+    service.drop_in("StartLimitIntervalSec=8s", "StartLimitBurst=2", section="Unit")
     service.machine.run("systemctl", "start", SOCKET_UNIT)
     ask = ("/usr/local/bin/craft-easy-jobd", "submit", "quick", "--print-id", "--socket", CONTROL)
     service.machine.run("systemd-run", "--no-block", "--unit=asking", *ask)
