@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from craft_easy_jobs.cli_options import EXIT_FAILED, Asked, Common, common_options, run_options
-from craft_easy_jobs.cli_running import carry_out, load, stdout_for_data, write_json
+from craft_easy_jobs.cli_running import carry_out, load, show_error, stdout_for_data, write_json
 
 
 @click.group("chain")
@@ -69,7 +69,7 @@ def check_chains(**given: Any) -> None:
         else:
             out.write(f"{len(chains)} chains, {len(problems)} problems\n".encode())
     for sentence in problems:
-        click.echo(f"Error: {sentence}", err=True)
+        show_error(sentence)
     sys.exit(EXIT_FAILED if problems else 0)
 
 

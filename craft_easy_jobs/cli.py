@@ -17,7 +17,7 @@ from craft_easy_jobs.cli_options import (
     run_options,
     tenants_option,
 )
-from craft_easy_jobs.cli_running import carry_out, load, read_directory, stdout_for_data, write_json
+from craft_easy_jobs.cli_running import carry_out, load, read_directory, show_error, stdout_for_data, write_json
 from craft_easy_jobs.errors import CraftEasyJobsError
 
 PROGRAM = "craft-easy-job"
@@ -28,7 +28,7 @@ def main() -> None:
     try:
         cli(prog_name=PROGRAM)
     except CraftEasyJobsError as error:
-        click.echo(f"Error: {error}", err=True)
+        show_error(str(error))
         sys.exit(EXIT_USAGE)
 
 
@@ -69,7 +69,7 @@ def list_jobs(**given: Any) -> None:
             out.writelines(f"{line}\n".encode() for line in as_text(options, chains))
         missing = missing_steps(chains, registry)
     for sentence in missing:
-        click.echo(f"Error: {sentence}", err=True)
+        show_error(sentence)
     sys.exit(EXIT_FAILED if missing else 0)
 
 

@@ -93,6 +93,13 @@ def write_json(out: BinaryIO, document: Any) -> None:
     out.write(encode_value(document) + b"\n")
 
 
+def show_error(text: str) -> None:
+    """On stderr, on its own lines, without what steers a terminal."""
+    from craft_easy_jobs.terminal import clean
+
+    click.echo(clean(f"Error: {text}"), err=True)
+
+
 @contextmanager
 def stdout_for_data() -> Iterator[BinaryIO]:
     """The real stdout; what jobs, their modules and their child processes print meanwhile goes to stderr."""

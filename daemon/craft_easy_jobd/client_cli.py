@@ -246,7 +246,8 @@ def _show_result(result: "JobResult", as_json: bool) -> None:
     from craft_easy_jobs.model import encode_result
 
     if as_json:
-        click.echo(encode_result(result), nl=False)
+        # In ASCII, where nothing steers a terminal.
+        click.echo(json.dumps(json.loads(encode_result(result))))
     else:
         reason = f" ({result.reason})" if result.reason else ""
         error = f": {result.error}" if result.error else ""

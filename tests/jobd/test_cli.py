@@ -602,6 +602,34 @@ def test_every_setting_is_explained() -> None:
 # -- rendering
 
 
+def test_no_text_of_a_run_steers_a_terminal(served: Served, short_dir: Path) -> None:
+    evil = "a\x1b[31m \x9b31m\r\u2028\u202e\n2026-01-01  error  forged \x07\0\x7f"
+    lease = served.begin(run_id="a", tenant_id=evil, params={"p": evil})
+    served.say(lease, evil, level="warning")
+    served.end(lease, error=evil, reason="exception")
+    served.desk.problems.append(evil)
+    served.desk.running.append(
+        RunningStatus(
+            run_id="a",
+            job="export",
+            tenant_id=evil,
+            scope="tenant",
+            attempt=1,
+            state=RunState.RUNNING,
+            age_seconds=0.1,
+            progress=evil,
+            percentage=5,
+            worker="w1",
+        )
+    )
+    for words in (["list"], ["show", "a"], ["logs", "a"], ["wait", "a"], ["status"]):
+        for form in ([], ["--json"]):
+            done = command([words[0], "--root", str(short_dir), *words[1:], *form], cwd=short_dir)
+            lines = (done.out + done.err).split("\n")
+            assert all(line.isprintable() for line in lines), (words, form, lines)
+            assert not any(line.startswith("2026-01-01") for line in lines), (words, form, lines)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(None, None), (0, "0.0s"), (59.94, "59.9s"), (60, "1m 0s"), (3725, "1h 2m"), (90_000, "1d 1h")],
