@@ -20,7 +20,7 @@ from craft_easy_jobd.events import MESSAGE_IDS, Event
 from craft_easy_jobd.journal import JournalHandler, encode, is_journal
 from craft_easy_jobd.log_lines import journal_fields, text_line
 from craft_easy_jobd.logs import _json
-from tests.support.daemon import DaemonProcess
+from tests.support.daemon import PROJECT, DaemonProcess
 from tests.support.waiting import wait_until
 
 EVIL = [
@@ -116,6 +116,12 @@ def test_each_event_has_an_id_of_its_own() -> None:
     assert set(MESSAGE_IDS) == set(Event)
     assert len(set(MESSAGE_IDS.values())) == len(Event)
     assert all(re.fullmatch("[0-9a-f]{32}", each) for each in MESSAGE_IDS.values())
+
+
+def test_the_handbook_has_the_ids_as_they_are() -> None:
+    told = re.findall(r"^\| `([0-9a-f]{32})` \|", (PROJECT / "systemd" / "README.md").read_text(), re.MULTILINE)
+    assert len(told) > 5
+    assert set(told) <= set(MESSAGE_IDS.values())
 
 
 def in_message(text: str) -> Any:
