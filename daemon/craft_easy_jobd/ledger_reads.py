@@ -12,7 +12,7 @@ from craft_easy_jobd.ledger_rows import SELECT_ENDED, SELECT_RUNS, ended_run, ru
 from craft_easy_jobd.ledger_schema import LIVE, state_is
 from craft_easy_jobd.states import FINAL, RunState
 
-MAX_UNPUBLISHED_BYTES = 64 * 1024 * 1024
+MAX_UNPUBLISHED_BYTES = 16 * 1024 * 1024
 _UNPUBLISHED = "SELECT seq, token FROM unpublished WHERE seq > ? ORDER BY seq"
 _LOGS = "SELECT seq, upto, warnings, entries FROM log WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq, upto"
 _files = msgspec.msgpack.Decoder(list[RequestFile])

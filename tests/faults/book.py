@@ -44,9 +44,9 @@ def _idle(daemon: DaemonProcess) -> bool:
 
 
 @contextmanager
-def workplace() -> Iterator[Path]:
+def workplace(where: str = "/tmp") -> Iterator[Path]:
     """A folder with a short name, gone with everything in it when the block ends."""
-    folder = Path(tempfile.mkdtemp(prefix="fault-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="fault-", dir=where))
     try:
         yield folder
     finally:

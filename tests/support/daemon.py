@@ -89,7 +89,7 @@ class DaemonClient:
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """One call of the control API: status code and JSON document."""
-        connection = _UnixConnection(self.socket)
+        connection = UnixConnection(self.socket)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
             answer = connection.getresponse()
@@ -241,7 +241,7 @@ class DaemonProcess(DaemonClient):
         shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=10)
         self._path = path
