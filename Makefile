@@ -31,7 +31,7 @@ test: .run .dev ## Run the tests, in two processes; ARGS="-k spool" picks some, 
 	@exec $(PY) -m pytest -n 2 $(ARGS)
 
 torture: .run .dev ## Run the whole fault suite, as root with power cuts; CRAFT_EASY_FAULTS_SEED=N repeats one
-	@CRAFT_EASY_FAULTS=torture exec $(PY) -m pytest -o faulthandler_timeout=0 tests/faults $(ARGS)
+	@CRAFT_EASY_FAULTS=torture exec $(PY) -m pytest -o faulthandler_timeout=0 tests/faults tests/system/test_reload.py $(ARGS)
 
 bench: .run .dev ## Measure throughput, latency, memory, starts, stops; ARGS="--only spool --reps 3"
 	@exec $(PY) -m tests.bench $(ARGS)

@@ -8,6 +8,7 @@ from craft_easy_jobd.background import unless
 from craft_easy_jobd.errors import ReloadError
 from craft_easy_jobd.events import Event
 from craft_easy_jobd.generation import Generation
+from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.logs import set_level
 from craft_easy_jobd.manager import Manager
 from craft_easy_jobd.settings import DOORS, FIXED, Settings, changes
@@ -90,12 +91,18 @@ class Reloading:
             self._tell()
             return self.problem
 
+    def _read(self) -> tuple[Settings, Rights]:
+        """In a thread: the files, and who knows the users of the system, may be far away."""
+        settings = self._load()
+        return settings, Rights(settings)
+
     async def _renew(self) -> None:
-        settings = await asyncio.to_thread(self._load)
-        candidate = self._workforce.candidate(settings)
-        if fixed := _fixed(self._workforce.current, candidate):
+        settings, rights = await asyncio.to_thread(self._read)
+        current = self._workforce.current
+        doors = DOORS if rights.doors != current.rights.doors else ()
+        if fixed := changes(current.settings, settings, (*FIXED, *doors)):
             raise ReloadError(f"needs a restart: {', '.join(fixed)}")
-        self._workforce.start(candidate)
+        candidate = self._workforce.prepare(settings, rights)
         try:
             async with asyncio.timeout(settings.reload_timeout):
                 await asyncio.shield(candidate.known)
@@ -120,9 +127,3 @@ class Reloading:
             logger.error("reload refused, the old settings and jobs stay in force", extra=facts)
         # After a refusal, too, the daemon is ready.
         self._manager.ready()
-
-
-def _fixed(before: Generation, after: Generation) -> list[str]:
-    """The settings that were changed and that a reload cannot change."""
-    doors = DOORS if before.rights.doors != after.rights.doors else ()
-    return changes(before.settings, after.settings, (*FIXED, *doors))

@@ -72,6 +72,8 @@ def serve(settings: Settings, *, reread: Callable[[], Settings]) -> int:
     faulthandler.enable()
     # SIGQUIT shows where the daemon is, and the daemon goes on.
     faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
+    # What is asked for so early is about to be read anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _make_folder(Path(settings.root), THROUGH if Rights(settings).lets_others_in else PRIVATE)
     spread_out(Path(settings.root))
     _make_folder(settings.state_dir, PRIVATE)
@@ -134,7 +136,7 @@ class Supervisor:
         self._failing = False
         self._attempts = Attempts()
         self._containment = contain(settings.cgroup, instance_of(settings.state_dir))
-        self._workforce = Workforce(settings, self._attempts, tasks, self._containment)
+        self._workforce = Workforce(settings, Rights(settings), self._attempts, tasks, self._containment)
         start_helper = self._workforce.start_helper
         self._publisher = Publisher(settings, self._ledger, start=start_helper, published=self._bell.ring)
         self._commits = Commits(self._ledger, failed=self._fail)

@@ -23,9 +23,6 @@ from craft_easy_jobs.wire import Entries, Outcome
 class Workforce:
     """The workers by generation; what they say goes to `listener`.
 
-    Raises:
-        SettingsError: the settings name users or groups that are not there.
-
     Attributes:
         current: its settings are those in force, its catalogue has the jobs that there are.
     """
@@ -33,7 +30,12 @@ class Workforce:
     listener: Listener
 
     def __init__(
-        self, settings: Settings, attempts: Attempts, tasks: asyncio.TaskGroup, containment: Containment
+        self,
+        settings: Settings,
+        rights: Rights,
+        attempts: Attempts,
+        tasks: asyncio.TaskGroup,
+        containment: Containment,
     ) -> None:
         self._attempts = attempts
         self._tasks = tasks
@@ -41,7 +43,7 @@ class Workforce:
         self.start_helper = self._pool.start_helper
         self._numbers = count(1)
         # The first one begins with what is there; a later one takes over at full strength.
-        self.current = self._generation(settings, whole=False)
+        self.current = self._generation(settings, rights, whole=False)
 
     @property
     def settings(self) -> Settings:
@@ -78,17 +80,11 @@ class Workforce:
 
     # -- generations
 
-    def candidate(self, settings: Settings) -> Generation:
-        """A generation without workers yet.
-
-        Raises:
-            SettingsError: the settings name users or groups that are not there.
-        """
-        return self._generation(settings, whole=True)
-
-    def start(self, candidate: Generation) -> None:
-        """Begin to start its workers; its `known` says when it can be adopted, or why not."""
+    def prepare(self, settings: Settings, rights: Rights) -> Generation:
+        """Begin to start a generation; its `known` says when it can be adopted, or why not."""
+        candidate = self._generation(settings, rights, whole=True)
         self._tasks.create_task(_start(candidate), name=f"start generation {candidate.number}")
+        return candidate
 
     def adopt(self, candidate: Generation) -> None:
         """Give all further attempts to this generation; the workers of the one before leave after their last."""
@@ -96,9 +92,8 @@ class Workforce:
         before.leave()
         self.kick()
 
-    def _generation(self, settings: Settings, *, whole: bool) -> Generation:
+    def _generation(self, settings: Settings, rights: Rights, *, whole: bool) -> Generation:
         number = next(self._numbers)
-        rights = Rights(settings)
         return Generation(number, settings, rights, self._pool, self._attempts, self._tasks, self, whole=whole)
 
     # -- room

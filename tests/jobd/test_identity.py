@@ -111,6 +111,23 @@ def test_a_name_that_is_not_there_is_named_with_its_key(key: str, name: str) -> 
     assert repr(name) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ({}, {}, True),
+        ({"allowed_users": ("0",)}, {"allowed_users": ("0", "1")}, True),
+        ({"allowed_users": ("0",)}, {"allowed_users": ("1",), "control_groups": ("7",)}, True),
+        ({}, {"allowed_users": ("0",)}, False),
+        ({}, {"control_groups": ("7",)}, False),
+        ({"allowed_groups": ("7",)}, {"allowed_groups": ("7", "8")}, False),
+    ],
+)
+def test_who_may_can_change_while_folders_and_socket_stay_as_they_are(
+    before: dict[str, Any], after: dict[str, Any], same: bool
+) -> None:
+    assert (Rights(Settings(**before)).doors == Rights(Settings(**after)).doors) is same
+
+
 # -- folders and files
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from craft_easy_jobd.errors import EX_CONFIG, SettingsError
 from craft_easy_jobd.loading_settings import LONGEST_SOCKET_PATH, flag_of, is_list, load_settings
-from craft_easy_jobd.settings import Settings
+from craft_easy_jobd.settings import DOORS, FIXED, Settings, changes
 
 
 def load(
@@ -153,3 +153,12 @@ def test_options_are_named_after_the_settings() -> None:
         "allowed_groups",
         "control_groups",
     ]
+
+
+def test_what_a_reload_cannot_change_is_found() -> None:
+    before = Settings(spool="/a", slots=1, allowed_users=("ann",))
+    after = Settings(spool="/b", slots=2, allowed_users=("bob",), results="/r")
+    assert changes(before, after, FIXED) == ["spool", "results"]
+    assert changes(before, after, DOORS) == ["allowed_users"]
+    assert changes(before, before, Settings.__struct_fields__) == []
+    assert {*FIXED, *DOORS} <= set(Settings.__struct_fields__)

@@ -252,6 +252,22 @@ async def test_a_link_that_loses_its_second_name_is_taken(settings: Settings, de
     assert not names(settings.rejected_dir)
 
 
+async def test_requests_are_admitted_by_the_rules_of_the_moment(settings: Settings, desk: Desk, incoming: Path) -> None:
+    now = [rules(Settings(root=settings.root, settle_seconds=300.0, scan_interval=300.0, max_request_bytes=10))]
+    spool = Spool(lambda: now[-1], desk.ledger, submit=desk.submit)
+    await spool.recover()
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(spool.run())
+        drop(incoming, ECHO, "large.json")
+        await until(lambda: rejected(settings) == {"large.json"})
+        drop(incoming, b'{"job"', "slow.json")
+        now.append(rules(Settings(root=settings.root, settle_seconds=0.1, scan_interval=300.0)))
+        drop(incoming, ECHO, "also-large.json")
+        await until(lambda: len(desk.specs) == 1)
+        await until(lambda: rejected(settings) == {"large.json", "slow.json"})
+        running.cancel()
+
+
 # -- what is refused
 
 

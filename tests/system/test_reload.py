@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.faults.scale import TORTURE
@@ -394,6 +395,8 @@ class Feed(threading.Thread):
 def test_many_reloads_with_many_runs_in_flight(site: Make) -> None:
     s = site(workers=2)
     versions = {1: s.jobd.status()["code_version"]}
+    supervisor = psutil.Process(s.jobd.pid)
+    descriptors = supervisor.num_fds()
     in_force = [1]
     feed = Feed(s, in_force)
     feed.start()
@@ -425,6 +428,7 @@ def test_many_reloads_with_many_runs_in_flight(site: Make) -> None:
     assert not wrong[:3]
     wait_until(lambda: s.generations() == {RELOADS + 1})
     assert s.jobd.status()["runs"]["failed"] == 0
+    wait_until(lambda: supervisor.num_fds() <= descriptors + 5)
     seen = len({result["result"] for result in results.values()})
     print(f"{RELOADS} reloads, {len(results)} runs on {seen} versions of the code")
     assert s.jobd.stop() == 0
