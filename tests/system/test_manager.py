@@ -74,6 +74,29 @@ def test_the_watchdog_is_fed_from_start_to_end(daemon: Start) -> None:
     assert sum(at > stopping.at for at in fed) > 3, "the watchdog starves while the daemon drains"
 
 
+_HANGING_DUTIES = """
+import asyncio
+import craft_easy_jobd.supervisor as supervisor, craft_easy_jobd.tenancy as tenancy
+async def refresh(self):
+    await asyncio.sleep(3600)
+supervisor._DUTIES_SECONDS = 1.5
+tenancy.Tenancy.refresh = refresh
+"""
+
+
+def test_a_daemon_that_does_not_do_its_duties_does_not_feed_the_watchdog(daemon: Start, short_dir: Path) -> None:
+    (short_dir / "sitecustomize.py").write_text(_HANGING_DUTIES)
+    jobd = daemon(*JOBS, env={"WATCHDOG_USEC": "600000", "PYTHONPATH": str(short_dir)})
+    wait_until(lambda: any("not healthy: what is due each second is not done" in said for said in jobd.notices))
+    fed = len(told(jobd, "WATCHDOG=1"))
+    assert fed
+    # The status goes on, a line each second.
+    wait_until(lambda: sum("not healthy: " in said for said in jobd.notices) > 2)
+    assert len(told(jobd, "WATCHDOG=1")) == fed
+    assert "the watchdog is no longer fed" in jobd.log
+    assert jobd.stop() == 0
+
+
 def test_a_watchdog_of_another_process_is_left_alone(daemon: Start) -> None:
     jobd = daemon(*JOBS, env={"WATCHDOG_USEC": "300000", "WATCHDOG_PID": "1"})
     jobd.result(jobd.drop({"job": "sleep-1"}))
