@@ -1,11 +1,14 @@
 """The life of the service under a real systemd: start, watchdog, restart, stop, crash."""
 
+import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from tests.support.machine import needed
 from tests.support.service import JOBS, SOCKET_UNIT, STATE, UNIT, Service
@@ -159,6 +162,7 @@ def held(pid: int, folder: Path) -> Iterator[None]:
         tracer.wait(10)
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_a_daemon_that_hangs_does_not_outlive_its_stop(service: Service, tmp_path: Path) -> None:
     service.drop_in("TimeoutStopSec=2s")
     service.systemctl("start")
