@@ -29,6 +29,7 @@ class Commits:
         self._failed = failed
         self._trouble = Trouble(logger)
         self._under_way: set[asyncio.Future[Any]] = set()
+        self._pause: asyncio.TimerHandle | None = None
         self._put_off: list[tuple[Callable[[], asyncio.Future[Any]], Callable[[Any], None]]] = []
 
     @property
@@ -83,21 +84,30 @@ class Commits:
 
     def _tell(self, then: Callable[["asyncio.Future[T]"], None], future: "asyncio.Future[T]") -> None:
         self._under_way.discard(future)
+        if not future.cancelled() and isinstance(error := future.exception(), LedgerError):
+            self._meet(error)
         try:
             then(future)
-        except Exception as error:
-            self._failed(error)
+        except Exception as defect:
+            self._failed(defect)
 
     def _refused(self, error: LedgerError, call: Callable[[], "asyncio.Future[T]"], then: Callable[[T], None]) -> None:
         if self._ledger.broken is not None:
             self._failed(error)
             return
-        if not self._put_off:
-            self._trouble.meet(error)
-            asyncio.get_running_loop().call_later(self._trouble.delay, self._call_again)
+        self._meet(error)
         self._put_off.append((call, then))
 
+    def _meet(self, error: LedgerError) -> None:
+        if self._pause is None:
+            self._trouble.meet(error)
+            self._pause = asyncio.get_running_loop().call_later(self._trouble.delay, self._call_again)
+
     def _call_again(self) -> None:
+        self._pause = None
         put_off, self._put_off = self._put_off, []
+        if not put_off:
+            # Whose callers may call again, and will hear it themselves.
+            self._trouble.clear()
         for call, then in put_off:
             self.call(call, then)
