@@ -122,7 +122,9 @@ class Lease(NamedTuple):
     @property
     def names(self) -> dict[str, object]:
         """What a log calls the attempt by."""
-        return {"run_id": self.run_id, "job": self.spec.job, "tenant": self.spec.tenant_id, "attempt": self.attempt}
+        spec = self.spec
+        names = {"run_id": self.run_id, "parent": spec.parent_run_id, "job": spec.job, "tenant": spec.tenant_id}
+        return {**names, "attempt": self.attempt}
 
 
 class Started(NamedTuple):

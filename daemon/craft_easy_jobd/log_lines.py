@@ -17,6 +17,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _FIELDS = {
     "job": "JOB_NAME",
     "run_id": "JOB_RUN_ID",
+    "parent": "JOB_PARENT_RUN_ID",
     "tenant": "TENANT_ID",
     "attempt": "ATTEMPT",
     "worker": "WORKER",

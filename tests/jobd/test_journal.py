@@ -35,7 +35,15 @@ EVIL = [
     'a=b job=forged "quoted" \\',
     "",
 ]
-FACTS = {"run_id": "r-1", "job": "export", "tenant": "acme", "attempt": 2, "worker": "w3", "reason": "timed_out"}
+FACTS = {
+    "run_id": "r-1",
+    "parent": "r",
+    "job": "export",
+    "tenant": "acme",
+    "attempt": 2,
+    "worker": "w3",
+    "reason": "timed_out",
+}
 
 
 def record(message: str = "run failed", *args: object, level: int = logging.WARNING, **facts: object) -> Any:
@@ -86,7 +94,8 @@ def test_a_line_has_time_level_message_and_facts() -> None:
 def test_an_entry_has_the_fields_of_its_run() -> None:
     fields = journal_fields(record(event=Event.RUN_TIMED_OUT, **FACTS, error="too slow"))
     assert fields == {
-        "MESSAGE": 'run failed run_id=r-1 job=export tenant=acme attempt=2 worker=w3 reason=timed_out error="too slow"',
+        "MESSAGE": "run failed run_id=r-1 parent=r job=export tenant=acme attempt=2 worker=w3 reason=timed_out "
+        'error="too slow"',
         "MESSAGE_ID": MESSAGE_IDS[Event.RUN_TIMED_OUT],
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "craft-easy-jobd",
@@ -95,6 +104,7 @@ def test_an_entry_has_the_fields_of_its_run() -> None:
         "CODE_LINE": "42",
         "CODE_FUNC": "of_run",
         "JOB_RUN_ID": "r-1",
+        "JOB_PARENT_RUN_ID": "r",
         "JOB_NAME": "export",
         "TENANT_ID": "acme",
         "ATTEMPT": "2",
