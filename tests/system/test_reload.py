@@ -60,6 +60,12 @@ NEW_JOB = """
 async def new(ctx):
     return "new"
 """
+DEAF = """
+@job(name="deaf")
+async def deaf(ctx):
+    while not Path(ctx.params["until"]).exists():
+        await asyncio.sleep(0.02)
+"""
 IMPORT_WAITS = """
 import time
 while not Path({path!r}).exists():
@@ -364,6 +370,23 @@ def test_an_end_amid_a_reload_leaves_nothing_of_it(site: Make, end: str) -> None
     s.go.touch()
     result = s.jobd.result(held)
     assert (result["status"], result["attempts"]) == ("completed", 2 if end == "kill" else 1)
+
+
+def test_a_daemon_that_stops_reloads_no_more(site: Make) -> None:
+    s = site()
+    s.write(1, DEAF)
+    s.reload()
+    held = s.begin("deaf")
+    s.jobd.terminate()
+    s.jobd.wait_notice("STOPPING=1")
+    code, document = s.jobd.call("POST", "/v1/reload")
+    assert (code, document["detail"]) == (409, "the daemon is stopping")
+    s.jobd.signal(signal.SIGHUP)
+    wait_until(lambda: "no reload: the daemon is stopping" in s.jobd.log)
+    s.go.touch()
+    assert s.jobd.wait(within=30) == 0
+    assert s.jobd.result(held)["status"] == "completed"
+    assert s.jobd.notices.count("RELOADING=1") == 1
 
 
 class Feed(threading.Thread):
