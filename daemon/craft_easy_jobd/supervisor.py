@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import logging
 import signal
 import socket
@@ -229,6 +230,7 @@ class Supervisor:
             if not self._shutdown.asked.is_set():
                 self._ready = True
                 self._manager.ready()
+                _spare_collector()
                 self._reloading.begin()
                 jobs = len(self._workforce.catalogue.jobs)
                 logger.info("serving", extra={"event": Event.READY, "root": self._settings.root, "jobs": jobs})
@@ -315,6 +317,16 @@ def _import_control() -> "type[Control]":
     from craft_easy_jobd.control import Control
 
     return Control
+
+
+def _spare_collector() -> None:
+    """Have the garbage collector pass over what is there by now, and come less often.
+
+    Runs leave hardly any cycles, and are alive whenever it looks: a tenth of the supervisor's time would go into
+    finding nothing.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 async def _raise(error: BaseException) -> None:
