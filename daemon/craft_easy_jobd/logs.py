@@ -34,7 +34,11 @@ class _StreamFormatter(logging.Formatter):
 
 
 class _BoundedQueueHandler(logging.handlers.QueueHandler):
-    """Never blocks and never fills the memory when stderr is stuck: records over the limit are dropped."""
+    """Never blocks and never fills the memory when stderr is stuck: records over the limit are counted instead."""
+
+    def __init__(self, records: "queue.Queue[logging.LogRecord]") -> None:
+        super().__init__(records)
+        self._left_out = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         # The stock version formats here and drops exc_info; in one process the record can go as it is.
@@ -42,9 +46,18 @@ class _BoundedQueueHandler(logging.handlers.QueueHandler):
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
+            if self._left_out:
+                self.queue.put_nowait(_note(self._left_out))
+                self._left_out = 0
             self.queue.put_nowait(record)
         except queue.Full:
-            return
+            self._left_out += 1
+
+
+def _note(left_out: int) -> logging.LogRecord:
+    made = logging.LogRecord(__name__, logging.WARNING, __file__, 0, "the log was too slow", (), None)
+    made.left_out = left_out
+    return made
 
 
 def set_level(level: str) -> None:

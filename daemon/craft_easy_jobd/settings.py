@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_result_bytes: Count = 64 * 1024 * 1024
     """Largest return value, as JSON; a run that returns a larger one fails."""
     allowed_users: tuple[str, ...] = ()
-    """Users who may submit, by file or socket, beside those who control; who can write there when none is allowed."""
+    """Users, by name or number, who may submit, by file or socket, beside those who control; empty: who can write."""
     allowed_groups: tuple[str, ...] = ()
     """Groups whose members may submit; as allowed_users."""
     control_groups: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import queue
 import re
 import socket
 import subprocess
@@ -18,8 +19,8 @@ import pytest
 
 from craft_easy_jobd.events import MESSAGE_IDS, Event
 from craft_easy_jobd.journal import JournalHandler, encode, is_journal
-from craft_easy_jobd.log_lines import journal_fields, text_line
-from craft_easy_jobd.logs import _json
+from craft_easy_jobd.log_lines import journal_fields, text_line, text_of
+from craft_easy_jobd.logs import _BoundedQueueHandler, _json
 from tests.support.daemon import PROJECT, DaemonProcess
 from tests.support.waiting import wait_until
 
@@ -350,6 +351,18 @@ def test_a_journal_is_known_by_device_and_inode(tmp_path: Path) -> None:
         assert is_journal({"JOURNAL_STREAM": mine}, file.fileno())
         assert not is_journal({"JOURNAL_STREAM": mine + "0"}, file.fileno())
         assert not is_journal({}, file.fileno())
+
+
+def test_what_a_slow_log_leaves_out_is_counted() -> None:
+    records: queue.Queue[logging.LogRecord] = queue.Queue(3)
+    handler = _BoundedQueueHandler(records)
+    for number in range(8):
+        handler.handle(record("number %d", number))
+    assert [records.get().getMessage() for _ in range(3)] == ["number 0", "number 1", "number 2"]
+    for number in range(8, 10):
+        handler.handle(record("number %d", number))
+    told = [text_of(records.get()) for _ in range(3)]
+    assert told == ["the log was too slow left_out=5", "number 8", "number 9"]
 
 
 # -- the daemon
