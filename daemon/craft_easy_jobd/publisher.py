@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
@@ -25,9 +26,11 @@ _MARK_AGAIN_SECONDS = 0.2
 _BROKEN = {each.exit_code: each for each in (FolderError, NotPermittedError)}
 # It has so long to end when it is let go: for the batch that it is writing.
 _LEAVE_SECONDS = 5.0
-# Whoever waits for all to be published gives up after so many processes that died of it, or so long without a word.
-_HOPELESS_DEATHS = 3
+# Without a word for so long it is said to hang. Whoever waits for all to be published gives up after the longer time,
+# or after so many processes that died of it.
+_SLOW_SECONDS = 10.0
 _SILENT_SECONDS = 60.0
+_HOPELESS_DEATHS = 3
 _PACKET_BYTES = 1024 * 1024
 
 # (module, its options, a file descriptor for it) -> the process
@@ -65,14 +68,17 @@ class Publisher:
         # Asked to look, and not answered yet; what wakes it meanwhile asks again after the answer.
         self._looking = False
         self._woken = True
-        self._words = 0
+        self._word_at = 0.0
         self._waiting: list[asyncio.Future[bool]] = []
         self._answered_next: list[asyncio.Future[bool]] = []
 
     @property
     def problem(self) -> str | None:
         """What keeps results from being published, None when nothing does."""
-        return self._trouble.problem and f"results: {self._trouble.problem}"
+        problem = self._trouble.problem
+        if self._looking and time.monotonic() - self._word_at > _SLOW_SECONDS:
+            problem = f"the publishing process {self.pid} says nothing; does the disk under the results hang?"
+        return problem and f"results: {problem}"
 
     def wake(self) -> None:
         """Runs have ended."""
@@ -99,14 +105,10 @@ class Publisher:
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
         self.wake()
-        words = -1
-        while not answer.done() and words != self._words:
-            words = self._words
-            await asyncio.wait({answer}, timeout=_SILENT_SECONDS)
-        if not answer.done():
-            self._trouble.meet(TimeoutError(f"the publishing process {self.pid} says nothing"))
-            return False
-        return answer.result()
+        begun = time.monotonic()
+        while not answer.done() and (patience := max(begun, self._word_at) + _SILENT_SECONDS - time.monotonic()) > 0:
+            await asyncio.wait({answer}, timeout=patience)
+        return answer.done() and answer.result()
 
     async def _one_life(self) -> str:
         """Have a process until it has ended; returns how it did."""
@@ -156,14 +158,14 @@ class Publisher:
     def _ask(self) -> None:
         if self._sock is None or self._looking or not self._woken:
             return
-        self._looking, self._woken = True, False
+        self._looking, self._woken, self._word_at = True, False, time.monotonic()
         self._answered_next, self._waiting = self._waiting, []
         # Whoever listens notices when it is gone.
         with contextlib.suppress(OSError):
             self._sock.send(b"\n")
 
     def _take(self, answer: Answer) -> None:
-        self._words += 1
+        self._word_at = time.monotonic()
         match answer:
             case Durable():
                 self._mark(answer.ends)

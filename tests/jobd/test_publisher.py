@@ -225,6 +225,7 @@ it.Publishing.look = lambda self: signal.pause()
 async def test_a_process_that_says_nothing_is_not_waited_for(
     scene: Scene, ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(publisher_module, "_SLOW_SECONDS", 0.5)
     monkeypatch.setattr(publisher_module, "_SILENT_SECONDS", 1.0)
     monkeypatch.setattr(publisher_module, "_LEAVE_SECONDS", 0.2)
     scene.processes.spoiled = SLEEPS

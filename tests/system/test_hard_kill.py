@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -288,3 +289,23 @@ def test_the_last_shared_worker_that_hangs_is_replaced_and_stop_does_not_wait_fo
     assert alive(pid)
     subprocess.run(["fsfreeze", "--unfreeze", str(mount)], check=True)
     wait_until(lambda: not alive(pid))
+
+
+@pytest.mark.timeout(90)
+def test_a_publishing_process_that_hangs_is_reported_and_no_second_one_writes_beside_it(
+    daemon: Start, tmp_path: Path, frozen: Callable[[], Path]
+) -> None:
+    jobd = daemon(*JOBS, "--workers", "1", "--results", str(tmp_path / "mount" / "results"))
+    pid = jobd.status()["publishing"]
+    mount = frozen()
+    run_id = jobd.drop({"job": "pid"})
+    wait_until(lambda: f"results: the publishing process {pid} says nothing" in str(jobd.status()["problems"]))
+    assert jobd.status()["runs"]["completed"] == 1
+    os.kill(pid, signal.SIGKILL)
+    assert alive(pid)
+    assert jobd.status()["publishing"] == pid
+    subprocess.run(["fsfreeze", "--unfreeze", str(mount)], check=True)
+    wait_until(lambda: (mount / "results" / f"{run_id}.json").exists())
+    wait_until(lambda: not jobd.status()["problems"])
+    assert jobd.status()["publishing"] != pid
+    assert jobd.stop() == 0
