@@ -3,12 +3,15 @@
 import asyncio
 import ctypes
 import os
+import signal
 from collections.abc import Collection
 
 from craft_easy_jobs.belongings import orphans
 
+EX_UNAVAILABLE = 69
 EX_OSERR = 71
 _REAP_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -20,6 +23,13 @@ def enter_cgroup(path: str) -> None:
     except OSError as error:
         os.write(2, f"craft-easy-jobs worker: cannot enter the cgroup {path}: {error.strerror}\n".encode())
         os._exit(EX_OSERR)
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however busy it is; end it when that has happened."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(EX_UNAVAILABLE)
 
 
 def adopt_orphans() -> None:

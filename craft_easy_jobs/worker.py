@@ -5,7 +5,6 @@ socket (see `wire`); what jobs print goes to stderr. Linux only.
 """
 
 import asyncio
-import ctypes
 import faulthandler
 import io
 import os
@@ -23,14 +22,13 @@ from craft_easy_jobs.chaining import chains
 from craft_easy_jobs.definition import registry
 from craft_easy_jobs.errors import CraftEasyJobsError
 from craft_easy_jobs.loading import code_version, load_jobs
-from craft_easy_jobs.orphans import adopt_orphans, enter_cgroup, keep_reaping
+from craft_easy_jobs.orphans import adopt_orphans, die_with, enter_cgroup, keep_reaping
 from craft_easy_jobs.params import ParamsValidator, compile_params
 from craft_easy_jobs.tenants import list_tenants
 from craft_easy_jobs.wire import Catalogue, WorkerOptions, pack
-from craft_easy_jobs.workload import Bounds, Workload, lose_supervisor
+from craft_easy_jobs.workload import Bounds, Workload
 
 EX_CONFIG = 78
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -38,7 +36,7 @@ def main() -> None:
     options = _options()
     if options.cgroup:
         enter_cgroup(options.cgroup)
-    _die_with(options.parent)
+    die_with(options.parent)
     adopt_orphans()
     _prepare_process()
     sock = socket.socket(fileno=options.fd)
@@ -89,13 +87,6 @@ def _options() -> WorkerOptions:
         return msgspec.json.decode(" ".join(sys.argv[1:]), type=WorkerOptions)
     except msgspec.MsgspecError:
         sys.exit("craft_easy_jobs.worker is started by craft-easy-jobd only; to run a job yourself: craft-easy-job run")
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the supervisor dies, however busy the loop is."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        lose_supervisor("")
 
 
 def _prepare_process() -> None:

@@ -18,6 +18,7 @@ from craft_easy_jobs.definition import JobDefinition, registry
 from craft_easy_jobs.errors import ParamProblem, ParamsError, ResultValueError, TenantError, UnknownJobError
 from craft_easy_jobs.failures import describe
 from craft_easy_jobs.model import LogEntry, encode_value, timestamp
+from craft_easy_jobs.orphans import EX_UNAVAILABLE
 from craft_easy_jobs.params import ParamsValidator
 from craft_easy_jobs.tenants import list_tenants
 from craft_easy_jobs.thinning import Thinning
@@ -37,7 +38,6 @@ from craft_easy_jobs.wire import (
 )
 
 MAX_ERROR_CHARACTERS = 10_000
-EX_UNAVAILABLE = 69
 
 _LOG_CUT = "the log ends here: one attempt may write {} bytes (max_log_bytes of the settings); the job goes on"
 _LEFT_OUT = "{} entries were left out here: one attempt may write {} a second (max_log_rate of the settings)"

@@ -6,8 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from craft_easy_jobd.accounting import VMSTAT, Account, Accounting, CgroupAccount, TreeAccount
-from craft_easy_jobd.containment import MARK, Containment, ProcessTrees, adopt_orphans, sweep_carriers
+from craft_easy_jobd.containment import Containment, ProcessTrees, adopt_orphans, reap, sweep_carriers
 from craft_easy_jobd.errors import SettingsError
+from craft_easy_jobd.footprint import children
+from craft_easy_jobd.instance import MARK
 from craft_easy_jobd.status import ContainmentKind
 
 # As DelegateSubgroup=supervisor of a unit would have it from the start.
@@ -46,16 +48,21 @@ class Cgroups:
         return CgroupAccount(self._path(name)) if self.accounting.kind == "cgroup" else TreeAccount(pid)
 
     def sweep(self, name: str, pid: int | None, spared: Collection[int]) -> list[int] | None:
-        return _sweep(self._path(name))
+        found = _sweep(self._path(name))
+        # What workers left came to the daemon.
+        for each in children(os.getpid()):
+            if each not in spared:
+                reap(each)
+        return found
 
-    def sweep_leftovers(self) -> list[int]:
+    def sweep_leftovers(self, spared: Collection[int] = ()) -> list[int]:
         left = [path for path in self._folder.iterdir() if path.name.startswith(self._prefix)]
         # Before they are killed: who dies at once would not be told of.
         found = [pid for path in left for pid in _members(path)]
         for path in left:
             _sweep(path)
         # That life may have had no cgroups.
-        return found + sweep_carriers(self.environment)
+        return found + sweep_carriers(self.environment, spared)
 
     def _path(self, name: str) -> Path:
         return self._folder / (self._prefix + name)
@@ -68,8 +75,9 @@ def contain(setting: str, instance: str) -> Containment:
         SettingsError: the folder that it names is of no use.
     """
     folder = None if setting == "off" else _delegated() if setting == "auto" else Path(setting)
+    # Workers are forked as orphans.
+    adopt_orphans()
     if folder is None:
-        adopt_orphans()
         return ProcessTrees(instance, _OFF if setting == "off" else _NOT_DELEGATED, _kills())
     if problem := _useless(folder):
         raise SettingsError("settings", "cgroup", f"{folder}: {problem}; name another folder, or say off")
@@ -92,11 +100,18 @@ def _hand_down_memory(folder: Path) -> Accounting:
             # The kernel gives controllers to cgroups within a cgroup only when no process is in between.
             leaf = folder / _LEAF
             leaf.mkdir(exist_ok=True)
-            (leaf / "cgroup.procs").write_text("0")
+            for pid in (folder / "cgroup.procs").read_text().split():
+                _move(pid, leaf)
         (folder / "cgroup.subtree_control").write_text("+memory")
     except OSError as error:
         return Accounting("process tree", f"{folder} cannot hand its memory controller down: {error.strerror}")
     return Accounting("cgroup", f"{folder} has the memory controller")
+
+
+def _move(pid: str, folder: Path) -> None:
+    # The nursery may have died.
+    with suppress(ProcessLookupError):
+        (folder / "cgroup.procs").write_text(pid)
 
 
 def _kills() -> Path:

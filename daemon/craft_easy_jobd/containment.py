@@ -17,12 +17,10 @@ from typing import Protocol
 from craft_easy_jobd.accounting import VMSTAT, Account, Accounting, TreeAccount
 from craft_easy_jobd.events import Event
 from craft_easy_jobd.footprint import children, descendants, read_bytes
+from craft_easy_jobd.instance import MARK
 from craft_easy_jobd.status import ContainmentKind
 
 logger = logging.getLogger("craft_easy_jobd.workers")
-
-# Everything that a worker starts inherits it. No setting: a daemon that a job starts must not stumble over it.
-MARK = "CRAFT_EASY_JOBS_INSTANCE"
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LEFTOVER_SECONDS = 5.0
@@ -53,7 +51,7 @@ class Containment(Protocol):
             spared: the processes of all workers, this one too, and what else is not to be touched.
         """
 
-    def sweep_leftovers(self) -> list[int]:
+    def sweep_leftovers(self, spared: Collection[int] = ()) -> list[int]:
         """Kill what an earlier life of the daemon left, one round of it; returns whom it found."""
 
 
@@ -86,11 +84,11 @@ class ProcessTrees:
         found = descendants([*adopted, *(children(pid) if pid else ())])
         kill(found)
         for each in adopted:
-            _reap(each)
+            reap(each)
         return found or None
 
-    def sweep_leftovers(self) -> list[int]:
-        return sweep_carriers(self.environment)
+    def sweep_leftovers(self, spared: Collection[int] = ()) -> list[int]:
+        return sweep_carriers(self.environment, spared)
 
     def _is_ours(self, pid: int) -> bool:
         # To process 1 come the orphans of the whole container.
@@ -104,20 +102,16 @@ def adopt_orphans(*, adopt: bool = True) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
-def instance_of(state_dir: Path) -> str:
-    """What tells the processes of this daemon, in all its lives, from those of others."""
-    facts = state_dir.stat()
-    return f"{facts.st_dev:x}-{facts.st_ino:x}"
-
-
-def kill_leftovers(containment: Containment) -> int:
+def kill_leftovers(containment: Containment, spared: Collection[int] = ()) -> int:
     """Kill what an earlier life of the daemon left and wait for its end; returns how many processes that were.
+
+    Spared is what belongs to this life.
 
     Gives up after _LEFTOVER_SECONDS on what SIGKILL does not end. Blocks: for a thread.
     """
     killed: set[int] = set()
     deadline = time.monotonic() + _LEFTOVER_SECONDS
-    while (found := containment.sweep_leftovers()) and time.monotonic() < deadline:
+    while (found := containment.sweep_leftovers(spared)) and time.monotonic() < deadline:
         killed.update(found)
         time.sleep(_ROUND_SECONDS)
     if killed:
@@ -126,12 +120,12 @@ def kill_leftovers(containment: Containment) -> int:
     return len(killed)
 
 
-def sweep_carriers(environment: Mapping[str, str]) -> list[int]:
+def sweep_carriers(environment: Mapping[str, str], spared: Collection[int] = ()) -> list[int]:
     """Kill every process that has this in its environment, with all below it; returns whom it found."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     found = descendants([pid for pid in pids if _carries(pid, environment)])
     # A job may have started this daemon.
-    others = [pid for pid in found if pid != os.getpid()]
+    others = [pid for pid in found if pid != os.getpid() and pid not in spared]
     kill(others)
     return others
 
@@ -143,7 +137,7 @@ def kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _reap(pid: int) -> None:
+def reap(pid: int) -> None:
     """Only this one: to wait for any child would take the workers from the event loop."""
     with suppress(ChildProcessError):
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)

@@ -1,5 +1,6 @@
 """The commands that are the daemon: serve and check. Their options are made from the fields of Settings."""
 
+import gc
 import inspect
 import json
 import os
@@ -15,7 +16,7 @@ import msgspec
 from craft_easy_jobd.errors import EX_CONFIG
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.loading_settings import CONFIG_VARIABLE, PREFIX, flag_of, is_list, load_settings
-from craft_easy_jobd.rendering import jobs_table
+from craft_easy_jobd.premises import premises
 from craft_easy_jobd.settings import Settings
 
 _METAVARS = {int: "N", float: "SECONDS"}
@@ -90,9 +91,14 @@ def _serve(config: str | None, **flags: Any) -> int:
     """
     load = partial(load_settings, config=config, environment=os.environ, flags=flags)
     settings = load()
-    from craft_easy_jobd.supervisor import serve
+    # Collections would find nothing among what is imported now, neither during the imports nor later.
+    gc.disable()
+    with premises(settings) as nursery:
+        from craft_easy_jobd.supervisor import serve
 
-    return serve(settings, reread=load)
+        gc.freeze()
+        gc.enable()
+        return serve(settings, nursery, reread=load)
 
 
 def _check(config: str | None, as_json: bool, **flags: Any) -> int:
@@ -106,6 +112,8 @@ def _check(config: str | None, as_json: bool, **flags: Any) -> int:
     if code == 0 and as_json:
         click.echo(json.dumps({"settings": msgspec.to_builtins(settings), **catalogue}))
     elif code == 0:
+        from craft_easy_jobd.rendering import jobs_table
+
         click.echo(jobs_table(catalogue["jobs"]))
         click.echo(f"settings and {len(catalogue['jobs'])} jobs are well", err=True)
     return EX_CONFIG if code else 0

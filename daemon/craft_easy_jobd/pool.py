@@ -3,13 +3,14 @@
 import asyncio
 import os
 import socket
-import sys
 from collections import Counter
 from contextlib import ExitStack
 
 import msgspec
 
 from craft_easy_jobd.containment import Containment
+from craft_easy_jobd.forking import Child, fork
+from craft_easy_jobd.nursery import Nursery
 from craft_easy_jobd.probe import Probe
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.worker_process import Worker, WorkerEvents
@@ -18,32 +19,24 @@ from craft_easy_jobs.wire import WorkerOptions
 
 _NAMES: dict[Isolation, str] = {"shared": "w", "process": "d"}
 
-# What the service manager gave to the supervisor is for the supervisor alone; workers are told where credentials are.
-_NOT_FOR_WORKERS = {
-    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"),
-    *("LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID"),
-    *("MAINPID", "MANAGERPID", "MANAGERPIDFDID", "SYSTEMD_EXEC_PID", "INVOCATION_ID", "JOURNAL_STREAM"),
-    *("MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE"),
-    *("CREDENTIALS_DIRECTORY", "CRAFT_EASY_JOBD_CREDENTIALS"),
-}
-
 
 class Pool:
     """The worker processes by name, from their start until they are gone.
 
     Each is attended by one task in `tasks`, which must be a TaskGroup of the loop's main thread: the kernel kills a
-    worker when the thread that started it ends.
+    worker when that thread ends.
     """
 
-    def __init__(self, tasks: asyncio.TaskGroup, containment: Containment) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, containment: Containment, nursery: Nursery) -> None:
         self.workers: dict[str, Worker] = {}
         self._tasks = tasks
         self._containment = containment
+        self._nursery = nursery
         # A process that is being started is no worker yet, and must not be swept as if it were left by one.
         self._starting = asyncio.Lock()
         self._attending: set[asyncio.Task[None]] = set()
         self._started: Counter[Isolation] = Counter()
-        self._helpers: list[asyncio.subprocess.Process] = []
+        self._helpers: list[Child] = []
         self._closing = False
 
     async def start_worker(
@@ -80,14 +73,14 @@ class Pool:
             worker.kill()
         return worker
 
-    async def start_helper(self, module: str, options: msgspec.Struct, fd: int) -> asyncio.subprocess.Process:
+    async def start_helper(self, module: str, options: msgspec.Struct, fd: int) -> Child:
         """Start a process of the daemon's own, which runs no jobs; whoever asks for it sees to its end.
 
         Raises:
             OSError: no process can be started now.
         """
         async with self._starting:
-            helper = await self._exec(module, options, fd)
+            helper = await self._fork(module, options, fd)
             self._helpers = [each for each in (*self._helpers, helper) if each.returncode is None]
         return helper
 
@@ -103,9 +96,7 @@ class Pool:
         if self._attending:
             await asyncio.wait(self._attending)
 
-    async def _spawn(
-        self, name: str, fd: int, probe: Probe, slots: int, settings: Settings
-    ) -> asyncio.subprocess.Process:
+    async def _spawn(self, name: str, fd: int, probe: Probe, slots: int, settings: Settings) -> Child:
         options = WorkerOptions(
             fd=fd,
             parent=os.getpid(),
@@ -120,21 +111,15 @@ class Pool:
             cgroup=self._containment.cgroup(name),
             credentials=_absolute(settings.credentials or os.environ.get("CREDENTIALS_DIRECTORY")),
         )
-        return await self._exec("craft_easy_jobs.worker", options, fd, probe.board, probe.stack)
+        return await self._fork("craft_easy_jobs.worker", options, fd, probe.board, probe.stack)
 
-    async def _exec(self, module: str, options: msgspec.Struct, *fds: int) -> asyncio.subprocess.Process:
-        inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_WORKERS}
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", module, msgspec.json.encode(options).decode()),
-            stdin=asyncio.subprocess.DEVNULL,
-            env=inherited | self._containment.environment,
-            pass_fds=fds,
-            start_new_session=True,
-        )
+    async def _fork(self, module: str, options: msgspec.Struct, *fds: int) -> Child:
+        return await fork(self._nursery, module, msgspec.json.encode(options).decode(), fds)
 
     async def _sweep(self, worker: Worker) -> list[int] | None:
         async with self._starting:
             spared = {pid for each in self.workers.values() for pid in _untouched(each, worker)}
+            spared |= self._nursery.pids
             spared.update(helper.pid for helper in self._helpers if helper.returncode is None)
             pid = worker.pid if worker.returncode is None else None
             return await asyncio.to_thread(self._containment.sweep, worker.name, pid, spared)

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import msgspec
 
@@ -33,8 +34,20 @@ _SILENT_SECONDS = 60.0
 _HOPELESS_DEATHS = 3
 _PACKET_BYTES = 1024 * 1024
 
+
+class Helper(Protocol):
+    """A process, as of asyncio.subprocess."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def kill(self) -> None: ...
+    async def wait(self) -> int: ...
+
+
 # (module, its options, a file descriptor for it) -> the process
-StartHelper = Callable[[str, msgspec.Struct, int], Awaitable[asyncio.subprocess.Process]]
+StartHelper = Callable[[str, msgspec.Struct, int], Awaitable[Helper]]
 
 
 class Publisher:
@@ -204,7 +217,7 @@ def _settle(waiting: list["asyncio.Future[bool]"], *, answer: bool) -> None:
             each.set_result(answer)
 
 
-async def _let_go(process: asyncio.subprocess.Process) -> None:
+async def _let_go(process: Helper) -> None:
     """Wait for its end, and kill it when that does not come; not for ever."""
     try:
         if await _ends(process, _LEAVE_SECONDS):
@@ -215,7 +228,7 @@ async def _let_go(process: asyncio.subprocess.Process) -> None:
     await _ends(process, KILL_SECONDS)
 
 
-async def _ends(process: asyncio.subprocess.Process, within: float) -> bool:
+async def _ends(process: Helper, within: float) -> bool:
     try:
         await asyncio.wait_for(process.wait(), within)
     except TimeoutError:

@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import uvloop
@@ -20,21 +19,21 @@ from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.blocking import Watch
 from craft_easy_jobd.cgroups import contain
 from craft_easy_jobd.commits import Commits
-from craft_easy_jobd.containment import instance_of, kill_leftovers
+from craft_easy_jobd.containment import kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.duties import Duties
-from craft_easy_jobd.errors import InternalError, folder_error
+from craft_easy_jobd.errors import InternalError
 from craft_easy_jobd.events import Event
-from craft_easy_jobd.folders import PRIVATE, THROUGH, spread_out
 from craft_easy_jobd.identity import Rights
+from craft_easy_jobd.instance import instance_of
 from craft_easy_jobd.logs import logging_on
 from craft_easy_jobd.manager import Manager, Vital, summary
 from craft_easy_jobd.memory_watch import MemoryWatch
 from craft_easy_jobd.notify import take_listener
+from craft_easy_jobd.nursery import Nursery
 from craft_easy_jobd.publisher import Publisher
 from craft_easy_jobd.reloading import Reloading
 from craft_easy_jobd.reporting import report
-from craft_easy_jobd.rootlock import root_lock
 from craft_easy_jobd.service import Service
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.shutdown import Shutdown
@@ -60,8 +59,8 @@ _RECOVERY_SECONDS = 600.0
 _DUTIES_SECONDS, _COMMIT_SECONDS, _FILES_SECONDS = 60.0, 120.0, 300.0
 
 
-def serve(settings: Settings, *, reread: Callable[[], Settings]) -> int:
-    """Run the daemon until it is stopped; returns its exit code.
+def serve(settings: Settings, nursery: Nursery, *, reread: Callable[[], Settings]) -> int:
+    """Run the daemon on its premises until it is stopped; returns its exit code.
 
     Args:
         reread: reads the settings anew for a reload, from where they came from.
@@ -73,15 +72,10 @@ def serve(settings: Settings, *, reread: Callable[[], Settings]) -> int:
     faulthandler.enable()
     # SIGQUIT shows where the daemon is, and the daemon goes on.
     faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
-    # What is asked for so early is about to be read anyway.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _make_folder(Path(settings.root), THROUGH if Rights(settings).lets_others_in else PRIVATE)
-    spread_out(Path(settings.root))
-    _make_folder(settings.state_dir, PRIVATE)
-    with root_lock(settings.state_dir), logging_on(settings.log_level, settings.log_format):
+    with logging_on(settings.log_level, settings.log_format):
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_run(settings, reread, listener))
+                runner.run(_run(settings, nursery, reread, listener))
         # Not except*: what that raises leaves Python 3.11.2, which Debian 12 has, in a group.
         except Exception as error:
             raise _for_the_operator(error) from None
@@ -98,16 +92,11 @@ def _for_the_operator(error: Exception) -> CraftEasyJobsError:
     return InternalError(problem)
 
 
-async def _run(settings: Settings, reread: Callable[[], Settings], listener: socket.socket | None) -> None:
+async def _run(
+    settings: Settings, nursery: Nursery, reread: Callable[[], Settings], listener: socket.socket | None
+) -> None:
     async with asyncio.TaskGroup() as tasks:
-        await Supervisor(settings, tasks, reread=reread, listener=listener).run()
-
-
-def _make_folder(path: Path, mode: int) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=mode)
-    except OSError as error:
-        raise folder_error(error, f"{path}: {error.strerror}; create it or choose another --root") from None
+        await Supervisor(settings, tasks, nursery, reread=reread, listener=listener).run()
 
 
 def _first(errors: BaseExceptionGroup[E]) -> E:
@@ -122,11 +111,13 @@ class Supervisor:
         self,
         settings: Settings,
         tasks: asyncio.TaskGroup,
+        nursery: Nursery,
         *,
         reread: Callable[[], Settings],
         listener: socket.socket | None,
     ) -> None:
         self._settings = settings
+        self._nursery = nursery
         self._listener = listener
         self._bell = Bell()
         self._ledger = SqliteLedger(settings.ledger_path)
@@ -137,17 +128,12 @@ class Supervisor:
         self._failing = False
         self._attempts = Attempts()
         self._containment = contain(settings.cgroup, instance_of(settings.state_dir))
-        self._workforce = Workforce(settings, Rights(settings), self._attempts, tasks, self._containment)
+        self._workforce = Workforce(settings, Rights(settings), self._attempts, tasks, self._containment, nursery)
         start_helper = self._workforce.start_helper
         self._publisher = Publisher(settings, self._ledger, start=start_helper, published=self._bell.ring)
         self._commits = Commits(self._ledger, failed=self._fail)
         self._dispatcher = Dispatcher(
-            self._ledger,
-            self._commits,
-            self._bell,
-            self._workforce,
-            self._attempts,
-            ended=self._publisher.wake,
+            self._ledger, self._commits, self._bell, self._workforce, self._attempts, ended=self._publisher.wake
         )
         self._workforce.listener = self._dispatcher
         self._duties = Duties(self._ledger, self._dispatcher, self._workforce)
@@ -196,12 +182,12 @@ class Supervisor:
     async def _boot(self, undo: contextlib.AsyncExitStack) -> None:
         """Everything that READY promises, in the order of need."""
         await self._workforce.tenancy.load()
+        # Recovery starts runs again: what an earlier life left of them must not go on beside them.
+        await asyncio.to_thread(kill_leftovers, self._containment, self._nursery.pids)
+        starting = self._tasks.create_task(self._workforce.current.start(), name="start the workers")
         await self._ledger.open()
         undo.push_async_callback(self._ledger.close)
-        # Recovery starts runs again: what an earlier life left of them must not go on beside them.
-        await asyncio.to_thread(kill_leftovers, self._containment)
-        # Python starts in the workers while the supervisor recovers and imports its HTTP server.
-        await self._workforce.current.start()
+        await starting
         undo.push_async_callback(self._workforce.close, grace=_QUIT_SECONDS)
         await undo.enter_async_context(running(self._tasks, self._watch.run(), "watch over the workers"))
         memory = MemoryWatch(self._attempts).run()

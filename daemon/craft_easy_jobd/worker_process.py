@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from craft_easy_jobd.accounting import Account, OomKill
+from craft_easy_jobd.forking import Child
 from craft_easy_jobd.probe import Blockage, Probe
 from craft_easy_jobs.definition import Isolation
 from craft_easy_jobs.wire import (
@@ -84,7 +85,7 @@ class Worker:
         name: str,
         isolation: Isolation,
         slots: int,
-        process: asyncio.subprocess.Process,
+        process: Child,
         sock: socket.socket,
         probe: Probe,
         account: Account,

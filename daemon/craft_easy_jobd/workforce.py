@@ -11,6 +11,7 @@ from craft_easy_jobd.errors import JobsError
 from craft_easy_jobd.generation import Generation, Listener
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import Lane
+from craft_easy_jobd.nursery import Nursery
 from craft_easy_jobd.pool import Pool
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.tenancy import Tenancy
@@ -36,10 +37,11 @@ class Workforce:
         attempts: Attempts,
         tasks: asyncio.TaskGroup,
         containment: Containment,
+        nursery: Nursery,
     ) -> None:
         self._attempts = attempts
         self._tasks = tasks
-        self._pool = Pool(tasks, containment)
+        self._pool = Pool(tasks, containment, nursery)
         self.start_helper = self._pool.start_helper
         self._numbers = count(1)
         # The first one begins with what is there; a later one takes over at full strength.

@@ -22,6 +22,9 @@ CYCLES = scaled(200, 1000)
 LATEST_SECONDS = 0.5
 
 
+KINDS = ("supervisor", "worker", "publishing", "nursery", "all")
+
+
 class Lane:
     """One daemon that is killed again and again, on a root that lives through it all."""
 
@@ -35,8 +38,7 @@ class Lane:
         """Ask and kill at the same time; the daemon may be on its way up, in recovery, or at work."""
         if self.daemon.ended:
             self.daemon.launch()
-        kind = self.chance.choice(["supervisor", "worker", "publishing", "all"])
-        self.kinds[kind] += 1
+        kind = self.chance.choice(KINDS)
         struck = Event()
         killer = Timer(self.chance.uniform(0, LATEST_SECONDS), self._strike, (kind, struck))
         killer.start()
@@ -52,27 +54,29 @@ class Lane:
 
     def _strike(self, kind: str, struck: Event) -> None:
         try:
-            victims = [self.daemon.pid] if kind == "supervisor" else [each.pid for each in self._others(kind)]
+            victims = self._victims(kind)
             self.chance.shuffle(victims)
+            # On its way up, the daemon has no such process yet.
+            self.kinds[kind if victims else "nobody"] += 1
             for pid in victims if kind == "all" else victims[:1]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         finally:
             struck.set()
 
-    def _others(self, kind: str) -> list[psutil.Process]:
-        processes = self.daemon.processes()
+    def _victims(self, kind: str) -> list[int]:
+        if kind == "supervisor":
+            return [self.daemon.pid]
         if kind == "all":
-            return processes
-        module = "craft_easy_jobd.publishing" if kind == "publishing" else "craft_easy_jobs.worker"
-        return [each for each in processes if module in command(each)]
+            return [each.pid for each in self.daemon.processes()]
+        return [each.pid for each in self.daemon.processes() if name_of(each) == f"jobd-{kind}"]
 
 
-def command(process: psutil.Process) -> list[str]:
+def name_of(process: psutil.Process) -> str:
     try:
-        return process.cmdline()
+        return process.name()
     except psutil.NoSuchProcess:
-        return []
+        return ""
 
 
 def ask_for(chance: random.Random) -> tuple[str, dict[str, float]]:

@@ -177,12 +177,19 @@ def test_workers_get_the_memory_controller(delegated: Path) -> None:
     assert not (delegated / "supervisor").exists()
 
 
-def test_the_daemon_goes_into_a_leaf_first(delegated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_daemon_goes_into_a_leaf_first_with_what_it_has_started(
+    delegated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cgroups, "_own", lambda: delegated)
-    leaf = delegated / "supervisor"
-    leaf.mkdir()
+    moved: list[str] = []
+    monkeypatch.setattr(cgroups, "_move", lambda pid, folder: moved.append(f"{pid} to {folder.name}"))
+    fill(delegated, **{"cgroup.procs": "4711\n4712\n"})
+    # What an earlier life left in its workers' cgroups stays there, where it is known as such.
+    left = delegated / "craft-easy-jobs-x-w1"
+    left.mkdir()
+    fill(left, **{"cgroup.procs": "4713\n"})
     assert contain(str(delegated), "x").accounting.kind == "cgroup"
-    assert (leaf / "cgroup.procs").read_text() == "0"
+    assert moved == ["4711 to supervisor", "4712 to supervisor"]
 
 
 def test_a_cgroup_without_the_controller_is_told(delegated: Path) -> None:

@@ -13,14 +13,13 @@ from craft_easy_jobd import cgroups
 from craft_easy_jobd.accounting import Accounting
 from craft_easy_jobd.cgroups import Cgroups, contain
 from craft_easy_jobd.containment import (
-    MARK,
     ProcessTrees,
     adopt_orphans,
-    instance_of,
     kill_leftovers,
 )
 from craft_easy_jobd.errors import SettingsError
 from craft_easy_jobd.footprint import children, descendants
+from craft_easy_jobd.instance import MARK, instance_of
 from tests.support.waiting import wait_until
 
 # Starts a child that starts a child in a session of its own, and so on; says so when all are there.
@@ -127,6 +126,13 @@ def test_leftovers_are_known_by_their_mark(tree: Callable[..., subprocess.Popen[
     assert left.wait() == -9
     assert other.poll() is None
     swept(trees, None, {other.pid})
+
+
+def test_what_belongs_to_this_life_is_no_leftover(tree: Callable[..., subprocess.Popen[bytes]]) -> None:
+    left, own = tree(0, mark="mine"), tree(0, mark="mine")
+    assert kill_leftovers(ProcessTrees("mine"), {own.pid}) == 1
+    assert left.wait() == -9
+    assert own.poll() is None
 
 
 def test_a_daemon_that_a_job_started_does_not_kill_itself() -> None:

@@ -18,6 +18,8 @@ import uvloop
 
 from craft_easy_jobd import worker_process
 from craft_easy_jobd.containment import ProcessTrees, adopt_orphans
+from craft_easy_jobd.instance import environment_of
+from craft_easy_jobd.nursery import Nursery
 from craft_easy_jobd.pool import Pool
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.worker_process import Worker
@@ -119,12 +121,14 @@ async def crew(*jobs: str, slots: int = 4, grace: float = 2.0, **settings: int) 
     recorder = Recorder()
     # As the daemon does: orphans of dead workers become children of this process, and are its to kill.
     adopt_orphans()
+    nursery = Nursery(environment_of("test"))
     async with asyncio.TaskGroup() as tasks:
-        pool = Pool(tasks, ProcessTrees("test"))
+        pool = Pool(tasks, ProcessTrees("test"), nursery)
         try:
             yield Crew(pool, Settings(jobs=jobs or (JOBS,), slots=slots, **settings), recorder)
         finally:
             await pool.close(grace=grace)
+            nursery.close()
             adopt_orphans(adopt=False)
 
 
@@ -575,10 +579,12 @@ async def test_closing_kills_what_does_not_leave() -> None:
 async def test_workers_are_killed_when_the_supervisor_fails() -> None:
     recorder = Recorder()
     pids: list[int] = []
+    adopt_orphans()
+    nursery = Nursery(environment_of("test"))
 
     async def supervise() -> None:
         async with asyncio.TaskGroup() as tasks:
-            crew = Crew(Pool(tasks, ProcessTrees("test")), Settings(jobs=(JOBS,)), recorder)
+            crew = Crew(Pool(tasks, ProcessTrees("test"), nursery), Settings(jobs=(JOBS,)), recorder)
             worker = await crew.start_worker()
             await recorder.until(lambda: worker.ready)
             # The task of this one is cancelled before its first step.
@@ -589,11 +595,14 @@ async def test_workers_are_killed_when_the_supervisor_fails() -> None:
         await supervise()
     assert recorder.gone["w1"][0] == -signal.SIGKILL
     await until_dead(pids[0])
+    nursery.close()
+    adopt_orphans(adopt=False)
 
 
 SUPERVISOR = """
-import asyncio, sys
-from craft_easy_jobd.containment import ProcessTrees
+import asyncio, os, sys
+from craft_easy_jobd.containment import ProcessTrees, adopt_orphans
+from craft_easy_jobd.nursery import Nursery
 from craft_easy_jobd.pool import Pool
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.wire import Start
@@ -607,9 +616,10 @@ class Events:
 
 async def main():
     async with asyncio.TaskGroup() as tasks:
-        pool = Pool(tasks, ProcessTrees("test"))
+        pool = Pool(tasks, ProcessTrees("test"), Nursery(os.environ))
         await pool.start_worker("shared", Settings(jobs=(sys.argv[1],)), Events())
 
+adopt_orphans()
 asyncio.run(main())
 """
 
