@@ -295,5 +295,6 @@ class Link:
 
     def _lose(self, problem: str) -> None:
         if not self._closed:
-            self.close()
+            # Told first: a worker that is killed for it must not end by itself at the sight of a closed socket.
             self._lost(problem)
+            self.close()
