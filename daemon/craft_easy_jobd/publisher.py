@@ -117,6 +117,8 @@ class Publisher:
         """Publish all that is there. False: something is in the way, see `problem`. Only while `run` runs."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
+        # Those before are not to its account.
+        self._deaths = 0
         self.wake()
         begun = time.monotonic()
         while not answer.done() and (patience := max(begun, self._word_at) + _SILENT_SECONDS - time.monotonic()) > 0:
