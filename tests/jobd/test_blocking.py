@@ -106,7 +106,7 @@ class Scene:
             killed=False,
             returncode=None,
         )
-        attempt: Any = SimpleNamespace(lease=SimpleNamespace(run_id="r", token=7), blocks_told=0)
+        attempt: Any = SimpleNamespace(lease=SimpleNamespace(run_id="r", token=7, names={}), blocks_told=0)
         attempts: Any = SimpleNamespace(get=lambda run_id, token: attempt if (run_id, token) == MARK else None)
         workforce: Any = SimpleNamespace(workers=[self.worker])
         self._watch = Watch(workforce, attempts, self)  # type: ignore[arg-type]

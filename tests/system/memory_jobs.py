@@ -68,14 +68,14 @@ async def leaves_much(ctx: JobContext) -> int:
     return os.getpid()
 
 
-@job(name="neighbour", timeout_seconds=60)
-async def neighbour(ctx: JobContext) -> str:
+@job(name="beside", timeout_seconds=60)
+async def beside(ctx: JobContext) -> str:
     while not ctx.should_stop():
         await asyncio.sleep(0.02)
     return "undisturbed"
 
 
-job(name="neighbour-alone", isolation="process", timeout_seconds=60)(neighbour)
+job(name="beside-alone", isolation="process", timeout_seconds=60)(beside)
 
 
 @job(name="uses-a-child", isolation="process", timeout_seconds=60)

@@ -44,7 +44,7 @@ def test_a_run_whose_child_takes_too_much_is_ended_and_its_neighbours_go_on(
     daemon: Start, counted: tuple[str, ...]
 ) -> None:
     jobd = daemon(*counted)
-    neighbours = [drop(jobd, "neighbour"), drop(jobd, "neighbour-alone")]
+    neighbours = [drop(jobd, "beside"), drop(jobd, "beside-alone")]
     wait_until(lambda: all(state(jobd, run_id) == "running" for run_id in neighbours))
     result = jobd.result(drop(jobd, "limited", megabytes=2 * LIMIT_MB, seconds=60))
     assert result["duration_seconds"] < PROMISED_SECONDS
