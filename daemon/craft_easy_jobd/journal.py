@@ -42,6 +42,10 @@ class JournalHandler(logging.Handler):
         self._fallback = fallback
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
+    def createLock(self) -> None:  # noqa: N802  # the library's name
+        # One thread uses it, and the end of the process must not wait for that thread.
+        self.lock = None
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._send(encode(journal_fields(record)))

@@ -4,7 +4,7 @@ import logging
 import logging.handlers
 import os
 import queue
-import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
@@ -17,6 +17,8 @@ from craft_easy_jobd.log_lines import priority, text_line, text_of
 Form: TypeAlias = Literal["auto", "json", "text"]
 
 _QUEUED_RECORDS = 10_000
+# What is queued at the end is written within this time, or not at all: nobody reads a stderr that takes so long.
+_END_SECONDS = 2.0
 
 
 class TextFormatter(logging.Formatter):
@@ -31,6 +33,39 @@ class _StreamFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(f"<{priority(record)}>{line}" for line in text_of(record).split("\n"))
+
+
+class _Stderr:
+    """Writes without a buffer, whose lock a stuck write would hold against the end of the process."""
+
+    def write(self, text: str) -> None:
+        data = memoryview(text.encode(errors="backslashreplace"))
+        while data:
+            data = data[os.write(2, data) :]
+
+    def flush(self) -> None:
+        """All is written at once."""
+
+
+class _StderrHandler(logging.StreamHandler[_Stderr]):
+    def __init__(self) -> None:
+        super().__init__(_Stderr())
+
+    def createLock(self) -> None:  # noqa: N802  # the library's name
+        # One thread uses it, and the end of the process must not wait for that thread.
+        self.lock = None
+
+
+class _Listener(logging.handlers.QueueListener):
+    def enqueue_sentinel(self) -> None:
+        # The stock version raises where the queue is full.
+        self.queue.put(self._sentinel)  # type: ignore[attr-defined]
+
+    def end(self) -> None:
+        """Stop when all is written, or without that after a while; its thread ends with the process then."""
+        stopping = threading.Thread(target=self.stop, name="end of the log", daemon=True)
+        stopping.start()
+        stopping.join(_END_SECONDS)
 
 
 class _BoundedQueueHandler(logging.handlers.QueueHandler):
@@ -72,7 +107,7 @@ def logging_on(level: str, form: Form, *, journal: str = JOURNAL_SOCKET) -> Iter
     Args:
         journal: the journal's socket.
     """
-    stream = logging.StreamHandler(sys.stderr)
+    stream = _StderrHandler()
     sink: logging.Handler = stream
     if form == "auto" and is_journal(os.environ):
         stream.setFormatter(_StreamFormatter())
@@ -81,7 +116,7 @@ def logging_on(level: str, form: Form, *, journal: str = JOURNAL_SOCKET) -> Iter
         stream.setFormatter(_json() if form == "json" else TextFormatter())
     records: queue.Queue[logging.LogRecord] = queue.Queue(_QUEUED_RECORDS)
     handler = _BoundedQueueHandler(records)
-    listener = logging.handlers.QueueListener(records, sink)
+    listener = _Listener(records, sink)
     root = logging.getLogger()
     root.addHandler(handler)
     set_level(level)
@@ -92,8 +127,7 @@ def logging_on(level: str, form: Form, *, journal: str = JOURNAL_SOCKET) -> Iter
         yield
     finally:
         root.removeHandler(handler)
-        listener.stop()
-        stream.flush()
+        listener.end()
         sink.close()
 
 

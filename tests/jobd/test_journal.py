@@ -391,3 +391,26 @@ def test_a_run_is_found_from_its_start_to_its_end(daemon: Callable[..., DaemonPr
     ]
     assert events(runs["swallow"]) == [("run_started", 1), ("worker_killed", 1), ("run_timed_out", 1)]
     assert [event for event, _ in events() if event in ("ready", "stopping")] == ["ready", "stopping"]
+
+
+_STORM = """
+import logging, sys
+from craft_easy_jobd.logs import logging_on
+with logging_on("info", "auto", journal=sys.argv[1]):
+    for number in range(30_000):
+        logging.getLogger("craft_easy_jobd").info("one of many", extra={"number": number})
+"""
+
+
+@pytest.mark.parametrize("is_journal", [False, True])
+def test_a_stderr_that_nobody_reads_does_not_keep_the_process_from_its_end(is_journal: bool, short_dir: Path) -> None:
+    reading, writing = os.pipe()
+    try:
+        status = os.fstat(writing)
+        environment = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}" if is_journal else ""}
+        command = [sys.executable, "-c", _STORM, str(short_dir / "nobody")]
+        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stderr=writing, check=True, timeout=30)
+        assert os.read(reading, 4096).decode().count("one of many") > 10
+    finally:
+        os.close(reading)
+        os.close(writing)
