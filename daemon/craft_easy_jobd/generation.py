@@ -141,7 +141,15 @@ class Generation:
         self._coming[isolation] -= 1
 
     async def _start_now(self, isolation: Isolation) -> None:
-        worker = await self._pool.start_worker(isolation, self.settings, self, generation=self.number)
+        try:
+            worker = await self._pool.start_worker(isolation, self.settings, self, generation=self.number)
+        except OSError as error:
+            # Too many processes or files, no memory: that passes.
+            self._unready_deaths += 1
+            self.problem = f"no worker can be started now, trying again: {error.strerror}"
+            logger.error("no worker can be started now, trying again", extra={"problem": error.strerror})
+            self._start(isolation, after=self._delay())
+            return
         self.workers[worker.name] = worker
         if self._leaving:
             _let_go(worker)

@@ -1,0 +1,29 @@
+"""A system that has no files or processes left for a while: the daemon goes on, and says what is missing."""
+
+import os
+import resource
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from tests.support.daemon import DaemonProcess
+from tests.support.waiting import wait_until
+
+NO_MORE = 8
+
+
+def shared(jobd: DaemonProcess) -> list[dict[str, Any]]:
+    return [each for each in jobd.status()["workers"] if each["isolation"] == "shared"]
+
+
+def test_a_worker_that_cannot_be_started_now_is_started_later(daemon: Callable[..., DaemonProcess]) -> None:
+    jobd = daemon("--jobs", "tests.system.sample_jobs", "--workers", "1")
+    (before,) = shared(jobd)
+    limits = resource.prlimit(jobd.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(jobd.pid, resource.RLIMIT_NOFILE, (NO_MORE, limits[1]))
+    os.kill(before["pid"], signal.SIGKILL)
+    wait_until(lambda: "no worker can be started now" in jobd.log, within=20)
+    resource.prlimit(jobd.pid, resource.RLIMIT_NOFILE, limits)
+    assert jobd.result(jobd.drop({"job": "noop"}))["status"] == "completed"
+    assert [each["pid"] for each in shared(jobd)] != [before["pid"]]
+    wait_until(lambda: jobd.status()["problems"] == [], within=20)
