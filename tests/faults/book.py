@@ -40,7 +40,12 @@ _ENDS = {
 
 def _idle(daemon: DaemonProcess) -> bool:
     """Nothing is left to do; runs that were asked for and not acknowledged may be there too."""
-    return not any(runs for state, runs in daemon.status()["runs"].items() if RunState(state) not in FINAL)
+    try:
+        counts = daemon.status()["runs"]
+    except NOBODY:
+        # It is still on its way up.
+        return False
+    return not any(runs for state, runs in counts.items() if RunState(state) not in FINAL)
 
 
 @contextmanager
