@@ -1,9 +1,14 @@
 """Errors of the daemon, under the library's root; each knows the exit code that it ends the daemon with."""
 
+import errno
+import os
+
 from craft_easy_jobs.errors import CraftEasyJobsError
 
 # sysexits.h: systemd shows these words, and the unit restarts on some of them only.
-EX_SOFTWARE, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = 70, 73, 74, 75, 77, 78
+EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = 70, 71, 73, 74, 75, 77, 78
+
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 
 
 class SettingsError(CraftEasyJobsError):
@@ -59,6 +64,20 @@ class NotPermittedError(FolderError):
 def folder_error(error: OSError, problem: str) -> FolderError:
     """The error to raise for this one."""
     return (NotPermittedError if isinstance(error, PermissionError) else FolderError)(problem)
+
+
+class ShortageError(CraftEasyJobsError):
+    """The system has no files, processes or memory left for the daemon."""
+
+    exit_code = EX_OSERR
+
+
+def shortage(error: BaseException) -> ShortageError | None:
+    """The error to raise for this one, if it tells of a shortage."""
+    if not isinstance(error, OSError) or error.errno not in _SHORTAGES:
+        return None
+    limits = "raise what limits the daemon (ulimit -n, ulimit -u; LimitNOFILE=, TasksMax=, MemoryMax= of the unit)"
+    return ShortageError(f"the system has no more for the daemon: {os.strerror(error.errno)}; {limits}")
 
 
 class InternalError(CraftEasyJobsError):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from craft_easy_jobd.errors import folder_error
+from craft_easy_jobd.errors import folder_error, shortage
 from craft_easy_jobd.folders import PRIVATE, THROUGH, spread_out
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.instance import environment_of, instance_of
@@ -22,7 +22,7 @@ def premises(settings: Settings) -> Iterator[Nursery]:
     """Hold them.
 
     Raises:
-        FolderError, RootLockedError, SettingsError: the text is for the operator.
+        FolderError, RootLockedError, SettingsError, ShortageError: the text is for the operator.
     """
     # A reload that is asked for so early is about to happen anyway. Not ignored: so would it be in workers.
     signal.signal(signal.SIGHUP, lambda *_: None)
@@ -32,10 +32,17 @@ def premises(settings: Settings) -> Iterator[Nursery]:
     with root_lock(settings.state_dir):
         nursery = Nursery(environment_of(instance_of(settings.state_dir)))
         try:
-            nursery.start()
+            _start(nursery)
             yield nursery
         finally:
             nursery.close()
+
+
+def _start(nursery: Nursery) -> None:
+    try:
+        nursery.start()
+    except OSError as error:
+        raise shortage(error) or error from None
 
 
 def _make_folder(path: Path, mode: int) -> None:

@@ -22,7 +22,7 @@ from craft_easy_jobd.commits import Commits
 from craft_easy_jobd.containment import kill_leftovers
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.duties import Duties
-from craft_easy_jobd.errors import InternalError
+from craft_easy_jobd.errors import InternalError, shortage
 from craft_easy_jobd.events import Event
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.instance import instance_of
@@ -87,6 +87,8 @@ def _for_the_operator(error: Exception) -> CraftEasyJobsError:
     ours, defects = errors.split(CraftEasyJobsError)
     if ours is not None and defects is None:
         return _first(ours)
+    if missing := shortage(_first(defects or errors)):
+        return missing
     logger.critical("internal error", exc_info=errors, extra={"event": Event.DEFECT})
     problem = f"internal error, a defect of the daemon: {_first(defects or errors)!r}; its log has the details"
     return InternalError(problem)

@@ -3,8 +3,13 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support.daemon import DaemonProcess
 from tests.support.waiting import wait_until
@@ -27,3 +32,14 @@ def test_a_worker_that_cannot_be_started_now_is_started_later(daemon: Callable[.
     assert jobd.result(jobd.drop({"job": "noop"}))["status"] == "completed"
     assert [each["pid"] for each in shared(jobd)] != [before["pid"]]
     wait_until(lambda: jobd.status()["problems"] == [], within=20)
+
+
+@pytest.mark.parametrize("files", [7, 10])
+def test_a_daemon_that_cannot_start_for_want_of_files_says_so(files: int, short_dir: Path) -> None:
+    command = [sys.executable, "-m", "craft_easy_jobd", "serve", "--root", str(short_dir / "var")]
+    limited = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
+    done = subprocess.run(
+        limited, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30, cwd=short_dir
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (71, False), done.stderr
+    assert "Too many open files; raise what limits the daemon (ulimit -n" in done.stderr
