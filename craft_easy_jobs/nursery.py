@@ -58,7 +58,11 @@ def main() -> None:
             pid = -(error.errno or errno.EIO)
         if pid == 0:
             break
-        sock.send(str(pid).encode())
+        try:
+            sock.send(str(pid).encode())
+        except ConnectionError:
+            # The supervisor is gone, and so is what was forked for it.
+            return
         for each in fds:
             os.close(each)
     die_with(parent)

@@ -26,7 +26,7 @@ from craft_easy_jobs.orphans import adopt_orphans, die_with, enter_cgroup, keep_
 from craft_easy_jobs.params import ParamsValidator, compile_params
 from craft_easy_jobs.tenants import list_tenants
 from craft_easy_jobs.wire import Catalogue, WorkerOptions, pack
-from craft_easy_jobs.workload import Bounds, Workload
+from craft_easy_jobs.workload import Bounds, Workload, lose_supervisor
 
 EX_CONFIG = 78
 
@@ -47,7 +47,10 @@ def main() -> None:
         show_stack_on_signal(options.stack)
     take_note()
     catalogue, validators = load(options.jobs, options.tenants)
-    sock.sendall(pack([catalogue]))
+    try:
+        sock.sendall(pack([catalogue]))
+    except ConnectionError:
+        lose_supervisor("")
     if catalogue.error is not None:
         sys.exit(EX_CONFIG)
     with asyncio.Runner(loop_factory=_new_loop) as runner:

@@ -17,6 +17,15 @@ async def running(tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None], nam
         await asyncio.wait({task})
 
 
+def begin(tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None], name: str) -> None:
+    """Have it carried out, unless an error is about to end all tasks: then nothing new begins."""
+    try:
+        tasks.create_task(work, name=name)
+    except RuntimeError:
+        # Whoever waits for the tasks is told of the error.
+        work.close()
+
+
 async def unless(stop: asyncio.Event, wait: Coroutine[Any, Any, object]) -> None:
     """Wait until it returns, or raises; but not when a stop is asked for: then it is cancelled."""
     waiting, stopped = asyncio.ensure_future(wait), asyncio.ensure_future(stop.wait())

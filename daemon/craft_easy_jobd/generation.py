@@ -8,6 +8,7 @@ from typing import Protocol
 
 from craft_easy_jobd.admission import Catalogue
 from craft_easy_jobd.attempts import Attempts
+from craft_easy_jobd.background import begin
 from craft_easy_jobd.errors import JobsError
 from craft_easy_jobd.events import Event
 from craft_easy_jobd.identity import Rights
@@ -132,7 +133,7 @@ class Generation:
 
     def _start(self, isolation: Isolation, *, after: float) -> None:
         self._coming[isolation] += 1
-        self._tasks.create_task(self._start_later(isolation, after), name=f"start a {isolation} worker")
+        begin(self._tasks, self._start_later(isolation, after), f"start a {isolation} worker")
 
     async def _start_later(self, isolation: Isolation, after: float) -> None:
         await asyncio.sleep(after)

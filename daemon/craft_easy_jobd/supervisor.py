@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import uvloop
 
 from craft_easy_jobd.attempts import Attempts
-from craft_easy_jobd.background import running, unless
+from craft_easy_jobd.background import begin, running, unless
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.blocking import Watch
 from craft_easy_jobd.cgroups import contain
@@ -268,7 +268,7 @@ class Supervisor:
         """End the daemon loudly: recovery at the next start decides."""
         if not self._failing:
             self._failing = True
-            self._tasks.create_task(_raise(error), name="failure")
+            begin(self._tasks, _raise(error), "failure")
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()

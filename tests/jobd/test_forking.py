@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -214,3 +215,21 @@ def test_all_die_with_their_supervisor() -> None:
         assert [alive(pid) for pid in pids] == [True, True]
         own.kill()
     wait_until(lambda: not any(map(alive, pids)))
+
+
+def test_a_nursery_whose_supervisor_is_gone_before_the_answer_ends_in_silence() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "craft_easy_jobs.nursery", str(theirs.fileno()), str(os.getpid())]
+    with theirs:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[theirs.fileno()]
+        )
+    with ours:
+        order = [FORKED, json.dumps({"tell": writing}), [writing]]
+        socket.send_fds(ours, [json.dumps(order).encode()], [writing])
+    os.close(writing)
+    with os.fdopen(reading) as facts:
+        os.waitid(os.P_PID, json.loads(facts.read())["pid"], os.WEXITED)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, b"")
