@@ -48,27 +48,39 @@ def main() -> None:
         with suppress(ImportError):
             import_module(module)
     gc.freeze()
+    order = _serve(sock)
+    if order is not None:
+        die_with(parent)
+        sock.close()
+        _carry_out(*order)
+
+
+def _serve(sock: socket.socket) -> tuple[bytes, list[int]] | None:
+    """Fork for each order that comes. Returns in each process that is forked, with its packet and files; in this one,
+    None when the supervisor is gone.
+    """
     while True:
         packet, fds, _, _ = socket.recv_fds(sock, _ORDER_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
         if not packet:
-            return
+            return None
         try:
             pid = _fork()
         except OSError as error:
             pid = -(error.errno or errno.EIO)
         if pid == 0:
-            break
+            return packet, fds
         try:
             sock.send(str(pid).encode())
         except ConnectionError:
-            # The supervisor is gone, and so is what was forked for it.
-            return
+            # What was forked for it ends with it.
+            return None
         for each in fds:
             os.close(each)
-    die_with(parent)
-    sock.close()
+
+
+def _carry_out(packet: bytes, fds: Sequence[int]) -> None:
     gc.enable()
-    # What folders hold may have changed since this process looked.
+    # What folders hold may have changed since the nursery looked.
     invalidate_caches()
     module, argument, numbers = json.loads(packet)
     _call_it(f"jobd-{module.rpartition('.')[2]}")

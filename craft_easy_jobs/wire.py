@@ -31,7 +31,6 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     Attributes:
         fd: socket to the supervisor.
-        parent: the supervisor's pid.
         jobs: modules that register jobs.
         slots: attempts side by side.
         tenants: `module:name` of a callable that lists them.
@@ -43,7 +42,6 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """
 
     fd: int
-    parent: int
     jobs: tuple[str, ...] = ()
     slots: int = 1
     tenants: str | None = None

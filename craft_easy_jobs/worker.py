@@ -1,6 +1,6 @@
 """The worker process: imports the jobs, says which there are, and carries out what the supervisor asks for.
 
-Started by the supervisor as `python -m craft_easy_jobs.worker`; ends with it. All that it has to say goes through one
+Forked by the nursery, which has it end with the supervisor. All that it has to say goes through one
 socket (see `wire`); what jobs print goes to stderr. Linux only.
 """
 
@@ -22,7 +22,7 @@ from craft_easy_jobs.chaining import chains
 from craft_easy_jobs.definition import registry
 from craft_easy_jobs.errors import CraftEasyJobsError
 from craft_easy_jobs.loading import code_version, load_jobs
-from craft_easy_jobs.orphans import adopt_orphans, die_with, enter_cgroup, keep_reaping
+from craft_easy_jobs.orphans import adopt_orphans, enter_cgroup, keep_reaping
 from craft_easy_jobs.params import ParamsValidator, compile_params
 from craft_easy_jobs.tenants import list_tenants
 from craft_easy_jobs.wire import Catalogue, WorkerOptions, pack
@@ -36,7 +36,6 @@ def main() -> None:
     options = _options()
     if options.cgroup:
         enter_cgroup(options.cgroup)
-    die_with(options.parent)
     adopt_orphans()
     _prepare_process()
     sock = socket.socket(fileno=options.fd)

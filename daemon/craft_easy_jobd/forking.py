@@ -66,7 +66,12 @@ async def fork(nursery: Nursery, module: str, argument: str, fds: Sequence[int])
     pid = int(answer)
     if pid < 0:
         raise OSError(-pid, os.strerror(-pid))
-    return Child(pid)
+    try:
+        return Child(pid)
+    except OSError:
+        # Nobody could see to its end; a sweep reaps it.
+        os.kill(pid, signal.SIGKILL)
+        raise
 
 
 async def _ask(nursery: Nursery, order: bytes, fds: Sequence[int]) -> bytes:

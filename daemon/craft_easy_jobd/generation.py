@@ -15,6 +15,7 @@ from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.pool import Pool
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.tenancy import Tenancy
+from craft_easy_jobd.trouble import Trouble
 from craft_easy_jobd.worker_process import Worker
 from craft_easy_jobs import wire
 from craft_easy_jobs.definition import Isolation
@@ -47,7 +48,6 @@ class Generation:
     Attributes:
         number: from 1, later ones are higher.
         workers: by name.
-        problem: why no worker can be started, None when they can.
         known: done when the catalogue is known, and there for good; JobsError when the modules cannot be imported, or
             workers die of it, or whatever else `fail` was told.
     """
@@ -69,7 +69,7 @@ class Generation:
         self.rights = rights
         self.tenancy = Tenancy(settings, ask=self._ask_tenants)
         self.workers: dict[str, Worker] = {}
-        self.problem: str | None = None
+        self._problem: str | None = None
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._whole = whole
         self._announced = Catalogue(wire.Catalogue(jobs=[]))
@@ -78,8 +78,14 @@ class Generation:
         self._tasks = tasks
         self._listener = listener
         self._unready_deaths = 0
+        self._shortage = Trouble(logger)
         self._coming: Counter[Isolation] = Counter()
         self._leaving = False
+
+    @property
+    def problem(self) -> str | None:
+        """Why no worker can be started, None when they can."""
+        return self._problem or self._shortage.problem
 
     @property
     def catalogue(self) -> Catalogue:
@@ -88,7 +94,11 @@ class Generation:
         return self._announced
 
     async def start(self) -> None:
-        """Start the shared workers; when it returns their processes run, but are not ready yet."""
+        """Start the shared workers; when it returns their processes run, but are not ready yet.
+
+        Raises:
+            OSError: no process can be started now.
+        """
         for _ in range(self.settings.workers):
             await self._start_now("shared")
 
@@ -101,13 +111,13 @@ class Generation:
 
     def fail(self, error: CraftEasyJobsError) -> None:
         """Its workers cannot work."""
-        self.problem = str(error)
+        self._problem = str(error)
         if not self.known.done():
             # Who waits for it ends the generation with this; what the other workers say of it would only repeat it.
             self._leaving = True
             self.known.set_exception(error)
         elif not self._leaving:
-            logger.error("no new worker can start", extra={"problem": self.problem})
+            logger.error("no new worker can start", extra={"problem": self._problem})
 
     # -- strength
 
@@ -137,20 +147,18 @@ class Generation:
 
     async def _start_later(self, isolation: Isolation, after: float) -> None:
         await asyncio.sleep(after)
-        if not self._leaving:
-            await self._start_now(isolation)
+        try:
+            if not self._leaving:
+                await self._start_now(isolation)
+                self._shortage.clear()
+        except OSError as error:
+            # Too many processes or files, no memory: that passes.
+            self._shortage.meet(ChildProcessError(f"no worker can be started: {error.strerror}"))
+            self._start(isolation, after=self._shortage.delay)
         self._coming[isolation] -= 1
 
     async def _start_now(self, isolation: Isolation) -> None:
-        try:
-            worker = await self._pool.start_worker(isolation, self.settings, self, generation=self.number)
-        except OSError as error:
-            # Too many processes or files, no memory: that passes.
-            self._unready_deaths += 1
-            self.problem = f"no worker can be started now, trying again: {error.strerror}"
-            logger.error("no worker can be started now, trying again", extra={"problem": error.strerror})
-            self._start(isolation, after=self._delay())
-            return
+        worker = await self._pool.start_worker(isolation, self.settings, self, generation=self.number)
         self.workers[worker.name] = worker
         if self._leaving:
             _let_go(worker)
@@ -166,7 +174,7 @@ class Generation:
         if catalogue.error is not None:
             self.fail(JobsError(catalogue.error))
             return
-        self.problem = None
+        self._problem = None
         self._unready_deaths = 0
         if catalogue.tenants is not None:
             self.tenancy.told(catalogue.tenants)

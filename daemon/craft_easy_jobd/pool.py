@@ -99,7 +99,6 @@ class Pool:
     async def _spawn(self, name: str, fd: int, probe: Probe, slots: int, settings: Settings) -> Child:
         options = WorkerOptions(
             fd=fd,
-            parent=os.getpid(),
             jobs=settings.jobs,
             slots=slots,
             tenants=settings.tenants if settings.tenants and ":" in settings.tenants else None,

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -150,7 +149,7 @@ class Publisher:
 
     def _options(self, fd: int) -> Options:
         settings = self._settings
-        return Options(fd=fd, parent=os.getpid(), ledger=str(settings.ledger_path), results=str(settings.results_dir))
+        return Options(fd=fd, ledger=str(settings.ledger_path), results=str(settings.results_dir))
 
     def _lost(self, problem: str) -> None:
         self._trouble.meet(ChildProcessError(problem))

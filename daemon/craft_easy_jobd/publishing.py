@@ -1,12 +1,11 @@
 """The publishing process: reads from the ledger which runs have ended, and writes their JobResult files.
 
-Started by the supervisor as `python -m craft_easy_jobd.publishing`; ends with it. It imports as little as it can, has
+Forked by the nursery, which has it end with the supervisor. It imports as little as it can, has
 no loop, and only reads the ledger: it says which files are durable, the supervisor marks them. Each byte that comes in
 asks it to look; it answers with Durable as files become so, and with Looked when none is left or something is in the
 way.
 """
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -30,14 +29,12 @@ from craft_easy_jobd.result_files import ResultFiles
 BATCH = 500
 # A packet must fit into the socket's buffer, with names of any length.
 _TOLD_AT_ONCE = 100
-_PR_SET_PDEATHSIG = 1
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What it is started with, as JSON in its one argument; `fd`: socket to the supervisor, whose pid `parent` is."""
+    """What it is started with, as JSON in its one argument; `fd`: socket to the supervisor."""
 
     fd: int
-    parent: int
     ledger: str
     results: str
 
@@ -152,7 +149,6 @@ class Publishing:
 def main() -> None:
     """Look whenever the supervisor asks, until it closes its end."""
     options = _options()
-    _die_with(options.parent)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     sock = socket.socket(fileno=options.fd)
@@ -180,13 +176,6 @@ def _options() -> Options:
         return msgspec.json.decode(" ".join(sys.argv[1:]), type=Options)
     except msgspec.MsgspecError:
         sys.exit("craft_easy_jobd.publishing is started by craft-easy-jobd only")
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the supervisor dies, whatever it waits for."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit()
 
 
 def _only_one(state_dir: Path) -> int:

@@ -1,7 +1,6 @@
 """What clients may ask of the daemon: the supervisor's side of the control API."""
 
 import asyncio
-from asyncio import Future
 from collections.abc import Callable, Sequence
 
 from craft_easy_jobd.admission import admit, new_run_id
@@ -10,7 +9,7 @@ from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.dispatcher import Dispatcher
 from craft_easy_jobd.documents import Reloaded
 from craft_easy_jobd.identity import Rights
-from craft_easy_jobd.ledger import Ledger, RunSpec, Slice, Submitted
+from craft_easy_jobd.ledger import Ledger, RunSpec, Submitted
 from craft_easy_jobd.publisher import Publisher
 from craft_easy_jobd.reloading import Reloading
 from craft_easy_jobd.settings import Settings
@@ -67,15 +66,11 @@ class Service:
     def tenants(self) -> TenantDirectory | None:
         return self._workforce.tenancy.directory
 
-    def admitted(self, specs: Sequence[RunSpec], came_in: Slice | None = None) -> Future[list[Submitted]]:
-        """Hand runs to the ledger; what can start at once starts."""
-        return self._dispatcher.submit(specs, came_in)
-
     async def submit(self, requests: Sequence[Request], requested_by: str | None) -> list[Submitted | RequestError]:
         await self._jobs_known()
         specs = [self._admit(request, requested_by) for request in requests]
         good = [spec for spec in specs if isinstance(spec, RunSpec)]
-        submitted = iter(await self.admitted(good) if good else ())
+        submitted = iter(await self._dispatcher.submit(good) if good else ())
         return [next(submitted) if isinstance(spec, RunSpec) else spec for spec in specs]
 
     async def cancel(self, run_id: str, *, force: bool = False) -> RunState | None:

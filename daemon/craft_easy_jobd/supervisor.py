@@ -163,7 +163,7 @@ class Supervisor:
         self._spool = Spool(
             lambda: self._workforce.rules,
             self._ledger,
-            submit=self._service.admitted,
+            submit=self._dispatcher.submit,
         )
 
     # -- life

@@ -12,6 +12,8 @@ from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobd.states import RunState
 
 START = 1_700_000_000.0
+# With a fraction that a result must show.
+STARTED = 1_770_000_000.25
 
 
 class Clock:

@@ -14,7 +14,6 @@ from craft_easy_jobd.accounting import Accounting
 from craft_easy_jobd.cgroups import Cgroups, contain
 from craft_easy_jobd.containment import (
     ProcessTrees,
-    adopt_orphans,
     kill_leftovers,
 )
 from craft_easy_jobd.errors import SettingsError
@@ -41,11 +40,10 @@ time.sleep(600)
 """
 
 
-@pytest.fixture(autouse=True)
-def adopting() -> Iterator[None]:
-    adopt_orphans()
-    yield
-    adopt_orphans(adopt=False)
+# Another run of the tests on this machine has another one.
+MINE = f"mine-{os.getpid()}"
+
+pytestmark = pytest.mark.usefixtures("adopting")
 
 
 @pytest.fixture
@@ -120,27 +118,25 @@ def test_children_from_before_are_not_touched(tree: Callable[..., subprocess.Pop
 
 def test_leftovers_are_known_by_their_mark(tree: Callable[..., subprocess.Popen[bytes]]) -> None:
     trees = ProcessTrees("x")
-    left, other = tree(2, mark="mine"), tree(0, mark="another")
+    left, other = tree(2, mark=MINE), tree(0, mark="another")
     below = descendants([left.pid])
-    assert kill_leftovers(ProcessTrees("mine")) == len(below) == 3
+    assert kill_leftovers(ProcessTrees(MINE)) == len(below) == 3
     assert left.wait() == -9
     assert other.poll() is None
     swept(trees, None, {other.pid})
 
 
 def test_what_belongs_to_this_life_is_no_leftover(tree: Callable[..., subprocess.Popen[bytes]]) -> None:
-    left, own = tree(0, mark="mine"), tree(0, mark="mine")
-    assert kill_leftovers(ProcessTrees("mine"), {own.pid}) == 1
+    left, own = tree(0, mark=MINE), tree(0, mark=MINE)
+    assert kill_leftovers(ProcessTrees(MINE), {own.pid}) == 1
     assert left.wait() == -9
     assert own.poll() is None
 
 
 def test_a_daemon_that_a_job_started_does_not_kill_itself() -> None:
-    script = (
-        f"from craft_easy_jobd.containment import *; print(kill_leftovers(ProcessTrees('mine')), os.environ['{MARK}'])"
-    )
+    script = f"from craft_easy_jobd.containment import *; print(kill_leftovers(ProcessTrees('{MINE}')), os.environ['{MARK}'])"
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, MARK: "mine"}, stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", script], env={**os.environ, MARK: MINE}, stdout=subprocess.PIPE, check=True
     )
     assert done.stdout == b"0 mine\n"
 
@@ -149,7 +145,7 @@ def test_looking_for_leftovers_does_not_take_long() -> None:
     sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(300)]
     # Of its own processor time: others may keep the processors busy.
     started = time.thread_time()
-    assert kill_leftovers(ProcessTrees("mine")) == 0
+    assert kill_leftovers(ProcessTrees(MINE)) == 0
     seconds = time.thread_time() - started
     for sleeper in sleepers:
         sleeper.kill()

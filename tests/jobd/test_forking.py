@@ -26,11 +26,7 @@ from tests.support.waiting import wait_until
 FORKED = "tests.jobd.forked"
 
 
-@pytest.fixture(autouse=True)
-def adopting() -> Iterator[None]:
-    adopt_orphans()
-    yield
-    adopt_orphans(adopt=False)
+pytestmark = pytest.mark.usefixtures("adopting")
 
 
 @pytest.fixture
@@ -215,6 +211,33 @@ def test_all_die_with_their_supervisor() -> None:
         assert [alive(pid) for pid in pids] == [True, True]
         own.kill()
     wait_until(lambda: not any(map(alive, pids)))
+
+
+def test_a_nursery_ends_when_its_parent_is_not_the_one_that_started_it() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "craft_easy_jobs.nursery", str(theirs.fileno()), "1"]
+    with ours, theirs:
+        ended = subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], check=False, timeout=30)
+    assert ended.returncode == 69
+
+
+async def test_a_process_that_cannot_be_seen_to_its_end_is_killed(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(pid: int) -> int:
+        pids.append(pid)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    pids: list[int] = []
+    reading, writing = os.pipe()
+    monkeypatch.setattr(os, "pidfd_open", fails)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        await fork(nursery, FORKED, json.dumps({"tell": writing, "stay": True}), [writing])
+    os.close(reading)
+    os.close(writing)
+    ended = wait_until(lambda: os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOHANG))
+    assert ended is not None
+    assert ended.si_status == signal.SIGKILL
 
 
 def test_a_nursery_whose_supervisor_is_gone_before_the_answer_ends_in_silence() -> None:

@@ -18,7 +18,7 @@ from craft_easy_jobd.folders import SyncError
 from craft_easy_jobd.publisher import Publisher
 from craft_easy_jobd.settings import Settings
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
-from tests.jobd.test_result_files import STARTED, drafts, end, published
+from tests.jobd.test_result_files import drafts, end, published
 from tests.support.waiting import wait_until
 
 T = TypeVar("T")
@@ -61,19 +61,6 @@ class Scene:
             with contextlib.suppress(asyncio.CancelledError, FolderError, SyncError):
                 await task
         assert all(process.returncode is not None for process in self.processes.started)
-
-
-@pytest.fixture
-async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
-    ledger = SqliteLedger(tmp_path / "ledger.db", clock=lambda: STARTED)
-    await ledger.open()
-    yield ledger
-    await ledger.close()
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    return tmp_path / "results"
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,7 @@ from craft_easy_jobd.results import job_result
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobd.states import RunState
 from craft_easy_jobs.model import decode_result, encode_result
-
-STARTED = 1_770_000_000.25
-
-
-@pytest.fixture
-async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
-    ledger = SqliteLedger(tmp_path / "ledger.db", clock=lambda: STARTED)
-    await ledger.open()
-    yield ledger
-    await ledger.close()
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    return tmp_path / "results"
+from tests.jobd.ledgers import STARTED
 
 
 def entry(run_id: str) -> bytes:

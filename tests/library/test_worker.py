@@ -1,7 +1,6 @@
 """The worker process by itself, and the link between it and the supervisor."""
 
 import asyncio
-import os
 import socket
 import subprocess
 import sys
@@ -34,9 +33,9 @@ START = Start("r", 1, 1, "sleep", b"{}", None, "tenant", [])
 
 
 @contextmanager
-def worker(*, parent: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+def worker() -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     ours, theirs = socket.socketpair()
-    options = WorkerOptions(fd=theirs.fileno(), parent=parent or os.getpid(), jobs=(JOBS,))
+    options = WorkerOptions(fd=theirs.fileno(), jobs=(JOBS,))
     with ours:
         with theirs:
             process = subprocess.Popen(
@@ -88,11 +87,6 @@ def test_it_ends_when_the_supervisor_sends_garbage() -> None:
         assert process.wait(10) == 69
         assert process.stderr is not None
         assert b"cannot understand the supervisor" in process.stderr.read()
-
-
-def test_it_ends_when_its_parent_is_not_the_one_that_started_it() -> None:
-    with worker(parent=1) as (process, _):
-        assert process.wait(10) == 69
 
 
 def test_it_leaves_when_told_and_says_all_before() -> None:

@@ -5,7 +5,8 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from tests.support.daemon import DaemonProcess
 from tests.support.waiting import wait_until
 
 NO_MORE = 8
+MISSING = '"no worker can be started: Too many open files"'
+
+
+@contextmanager
+def no_more_files(jobd: DaemonProcess) -> Iterator[None]:
+    limits = resource.prlimit(jobd.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(jobd.pid, resource.RLIMIT_NOFILE, (NO_MORE, limits[1]))
+    yield
+    resource.prlimit(jobd.pid, resource.RLIMIT_NOFILE, limits)
 
 
 def shared(jobd: DaemonProcess) -> list[dict[str, Any]]:
@@ -24,14 +34,22 @@ def shared(jobd: DaemonProcess) -> list[dict[str, Any]]:
 def test_a_worker_that_cannot_be_started_now_is_started_later(daemon: Callable[..., DaemonProcess]) -> None:
     jobd = daemon("--jobs", "tests.system.sample_jobs", "--workers", "1")
     (before,) = shared(jobd)
-    limits = resource.prlimit(jobd.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(jobd.pid, resource.RLIMIT_NOFILE, (NO_MORE, limits[1]))
-    os.kill(before["pid"], signal.SIGKILL)
-    wait_until(lambda: "no worker can be started now" in jobd.log, within=20)
-    resource.prlimit(jobd.pid, resource.RLIMIT_NOFILE, limits)
+    with no_more_files(jobd):
+        os.kill(before["pid"], signal.SIGKILL)
+        wait_until(lambda: f"trying again problem={MISSING}" in jobd.log, within=20)
     assert jobd.result(jobd.drop({"job": "noop"}))["status"] == "completed"
     assert [each["pid"] for each in shared(jobd)] != [before["pid"]]
     wait_until(lambda: jobd.status()["problems"] == [], within=20)
+
+
+def test_a_reload_for_which_there_is_nothing_to_spare_is_refused_at_once(daemon: Callable[..., DaemonProcess]) -> None:
+    jobd = daemon("--jobs", "tests.system.sample_jobs", "--workers", "1")
+    before = shared(jobd)
+    with no_more_files(jobd):
+        jobd.signal(signal.SIGHUP)
+        wait_until(lambda: f"stay in force problem={MISSING}" in jobd.log, within=20)
+    assert [each["pid"] for each in shared(jobd)] == [each["pid"] for each in before]
+    assert jobd.result(jobd.drop({"job": "noop"}))["status"] == "completed"
 
 
 @pytest.mark.parametrize("files", [7, 10])
