@@ -134,11 +134,12 @@ def test_what_belongs_to_this_life_is_no_leftover(tree: Callable[..., subprocess
 
 
 def test_a_daemon_that_a_job_started_does_not_kill_itself() -> None:
-    script = f"from craft_easy_jobd.containment import *; print(kill_leftovers(ProcessTrees('{MINE}')), os.environ['{MARK}'])"
+    call = f"kill_leftovers(ProcessTrees('{MINE}')), os.environ['{MARK}']"
+    script = f"from craft_easy_jobd.containment import *; print({call})"
     done = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, MARK: MINE}, stdout=subprocess.PIPE, check=True
     )
-    assert done.stdout == b"0 mine\n"
+    assert done.stdout == f"0 {MINE}\n".encode()
 
 
 def test_looking_for_leftovers_does_not_take_long() -> None:
