@@ -13,9 +13,11 @@ import socket
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +26,7 @@ from craft_easy_jobd.folders import SyncError
 from craft_easy_jobd.ledger import Ended, RunEnd
 from craft_easy_jobd.ledger_reads import ended, unpublished_ends
 from craft_easy_jobd.ledger_schema import open_reader
-from craft_easy_jobd.result_files import ResultFiles
+from craft_easy_jobd.result_files import Drafted, ResultFiles
 
 BATCH = 500
 # A packet must fit into the socket's buffer, with names of any length.
@@ -64,6 +66,14 @@ decode_answer = msgspec.msgpack.Decoder(Answer).decode
 _encode_answer = msgspec.msgpack.Encoder().encode
 
 
+class _UnderWay(NamedTuple):
+    """A batch that the disk takes, while the next one is drafted."""
+
+    ended: Sequence[Ended]
+    seqs: frozenset[int]
+    done: "Future[None]"
+
+
 class Publishing:
     """Publishes in batches; what a crash or a full disk left unpublished is written again, whole, under the same name.
 
@@ -80,6 +90,8 @@ class Publishing:
         self._prepared = False
         # Those whose marks the supervisor has not committed yet.
         self._durable: set[RunEnd] = set()
+        self._under_way: _UnderWay | None = None
+        self._disk = self._undo.enter_context(ThreadPoolExecutor(1))
 
     def look(self) -> str | None:
         """Publish all that is there; returns what is in the way, None when nothing is.
@@ -114,13 +126,36 @@ class Publishing:
         return self._db
 
     def _publish_all(self, db: sqlite3.Connection) -> None:
-        while batch := self._batch(db):
-            written, error = self._files.write(batch)
-            if written:
-                self._durable.update(each.run.end for each in written)
-                self._tell(written)
-            if error is not None:
-                raise error
+        try:
+            while batch := self._batch(db):
+                drafted = self._files.draft(batch)
+                self._finish()
+                if drafted.ended:
+                    self._publish(drafted)
+                if drafted.error is not None:
+                    raise drafted.error
+        finally:
+            self._finish()
+
+    def _publish(self, drafted: Drafted) -> None:
+        """Begin to; what is synced already is no work for another thread."""
+        if drafted.synced:
+            self._files.publish(drafted)
+            self._published(drafted.ended)
+        else:
+            seqs = frozenset(each.run.seq for each in drafted.ended)
+            self._under_way = _UnderWay(drafted.ended, seqs, self._disk.submit(self._files.publish, drafted))
+
+    def _finish(self) -> None:
+        """Wait for the batch that the disk takes."""
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.done.result()
+            self._published(under_way.ended)
+
+    def _published(self, ended: Sequence[Ended]) -> None:
+        self._durable.update(each.run.end for each in ended)
+        self._tell(ended)
 
     def _batch(self, db: sqlite3.Connection) -> list[Ended]:
         # All of it as of one moment: a run may be put back meanwhile.
@@ -135,11 +170,14 @@ class Publishing:
         """The first ends that have no files; forgets those that are marked by now."""
         new: list[RunEnd] = []
         waiting: set[RunEnd] = set()
+        under_way = self._under_way.seqs if self._under_way else ()
         for end in unpublished_ends(db):
             if end in self._durable:
                 waiting.add(end)
                 continue
-            new.append(end)
+            # The same run's earlier end, too: both would have the name of one draft.
+            if end.seq not in under_way:
+                new.append(end)
             if len(new) == BATCH:
                 return new
         self._durable = waiting

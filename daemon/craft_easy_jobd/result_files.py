@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from craft_easy_jobd.folders import PRIVATE, folder, make_apart, require_folders, sync, sync_all
 from craft_easy_jobd.ledger import Ended
@@ -14,8 +15,19 @@ from craft_easy_jobs.model import encode_result
 _FEW = 3
 
 
+class Drafted(NamedTuple):
+    """Files that are written aside; `synced`: their content is durable. `error`: what kept the others from it."""
+
+    ended: Sequence[Ended]
+    synced: bool
+    error: OSError | None = None
+
+
 class ResultFiles:
-    """Writes drafts, makes them durable with one sync a batch, gives them their names. One process at a time may."""
+    """Writes drafts, makes them durable with one sync a batch, gives them their names. One process at a time may.
+
+    One batch may be drafted while another one is published.
+    """
 
     def __init__(self, results_dir: Path) -> None:
         self._results = results_dir
@@ -32,33 +44,33 @@ class ResultFiles:
         for draft in self._drafts.iterdir():
             draft.unlink()
 
-    def write(self, batch: Sequence[Ended]) -> tuple[Sequence[Ended], OSError | None]:
-        """Make the result files of a batch durable; returns those that are, and what kept the others from it.
+    def draft(self, batch: Sequence[Ended]) -> Drafted:
+        """Write a batch aside, under the names that the files will have."""
+        few = len(batch) <= _FEW
+        with folder(self._drafts) as drafts:
+            for index, ended in enumerate(batch):
+                try:
+                    _write(_name(ended), encode_result(job_result(ended)), drafts, synced=few)
+                except OSError as error:
+                    with contextlib.suppress(OSError):
+                        os.unlink(_name(ended), dir_fd=drafts)
+                    return Drafted(batch[:index], few, error)
+        return Drafted(batch, few)
+
+    def publish(self, drafted: Drafted) -> None:
+        """Make drafts durable and give them their names, durably too.
 
         Raises:
             SyncError: nobody knows which are.
+            OSError: the disk is full; they can be drafted again.
         """
-        few = len(batch) <= _FEW
         with folder(self._results) as results, folder(self._drafts) as drafts:
-            written, error = self._draft(batch, drafts, synced=few)
-            if written:
-                # Content before names: a file that is seen under its name is whole, after a power cut too.
-                if not few:
-                    sync_all(drafts, str(self._drafts))
-                for name in map(_name, written):
-                    os.rename(name, name, src_dir_fd=drafts, dst_dir_fd=results)
-                sync(results, str(self._results))
-            return written, error
-
-    def _draft(self, batch: Sequence[Ended], drafts: int, *, synced: bool) -> tuple[Sequence[Ended], OSError | None]:
-        for index, ended in enumerate(batch):
-            try:
-                _write(_name(ended), encode_result(job_result(ended)), drafts, synced=synced)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.unlink(_name(ended), dir_fd=drafts)
-                return batch[:index], error
-        return batch, None
+            # Content before names: a file that is seen under its name is whole, after a power cut too.
+            if not drafted.synced:
+                sync_all(drafts, str(self._drafts))
+            for name in map(_name, drafted.ended):
+                os.rename(name, name, src_dir_fd=drafts, dst_dir_fd=results)
+            sync(results, str(self._results))
 
 
 def _name(ended: Ended) -> str:

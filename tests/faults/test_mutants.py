@@ -105,10 +105,10 @@ MUTANTS = [
             # And time for the mark to be committed.
             Change(
                 "publishing.py",
-                "            written, error = self._files.write(batch)\n",
-                "            self._tell(batch)\n"
-                "            __import__('time').sleep(0.5)\n"
-                "            written, error = self._files.write(batch)\n",
+                "                drafted = self._files.draft(batch)\n",
+                "                self._tell(batch)\n"
+                "                __import__('time').sleep(0.5)\n"
+                "                drafted = self._files.draft(batch)\n",
             ),
         ),
         crash_points("results", "renameat", "KILL"),
@@ -170,8 +170,8 @@ MUTANTS = [
             Change("result_files.py", "        if synced:\n", "        if False:\n"),
             Change(
                 "result_files.py",
-                "                    sync_all(drafts, str(self._drafts))\n",
-                "                    pass\n",
+                "                sync_all(drafts, str(self._drafts))\n",
+                "                pass\n",
             ),
         ),
         power_cuts,

@@ -149,7 +149,7 @@ it.{name} = die
 """
 
 
-@pytest.mark.parametrize("name", ["ResultFiles.write", "_tell", "_say", "open_reader"])
+@pytest.mark.parametrize("name", ["ResultFiles.draft", "ResultFiles.publish", "_tell", "_say", "open_reader"])
 async def test_whoever_drains_is_told_when_every_process_dies_of_it(
     scene: Scene,
     ledger: SqliteLedger,

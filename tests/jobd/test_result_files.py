@@ -1,10 +1,12 @@
 """What the publishing process does, in this process: whole files, durable before they are told of."""
 
+import asyncio
 import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from craft_easy_jobd.errors import FolderError, LedgerError
 from craft_easy_jobd.folders import SyncError
 from craft_easy_jobd.ledger import Ended, LogChunk, Result, RunSpec
 from craft_easy_jobd.publishing import BATCH, Publishing
+from craft_easy_jobd.result_files import Drafted, ResultFiles
 from craft_easy_jobd.results import job_result
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobd.states import RunState
@@ -273,6 +276,73 @@ async def test_content_is_durable_before_the_name_and_the_name_before_it_is_told
     with closing(Publishing(results.parent / "ledger.db", results, tell)) as one:
         assert one.look() is None
     assert steps == ["sync" if count == 1 else "sync all", "rename", "sync", "tell"]
+
+
+# -- side by side
+
+
+class Taking:
+    """A disk that takes a batch only when it is `let`; `drafted`: what was written aside, batch by batch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.let = threading.Event()
+        self.drafted: list[list[str]] = []
+        self._draft, self._publish = ResultFiles.draft, ResultFiles.publish
+        monkeypatch.setattr(ResultFiles, "draft", lambda files, batch: self._drafts(files, batch))
+        monkeypatch.setattr(ResultFiles, "publish", lambda files, drafted: self._takes(files, drafted))
+
+    def _drafts(self, files: ResultFiles, batch: Sequence[Ended]) -> Drafted:
+        self.drafted.append([each.run.spec.run_id for each in batch])
+        return self._draft(files, batch)
+
+    def _takes(self, files: ResultFiles, drafted: Drafted) -> None:
+        assert self.let.wait(30)
+        self._publish(files, drafted)
+
+
+async def test_the_next_batch_is_drafted_while_the_disk_takes_one(
+    ledger: SqliteLedger, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"r{number}" for number in range(BATCH + 4)]
+    await end(ledger, ids)
+    disk = Taking(monkeypatch)
+    with publishing_to(results) as (one, told):
+        monkeypatch.setattr(one, "_finish", lambda: len(disk.drafted) == 1 or disk.let.set() or Publishing._finish(one))
+        assert one.look() is None
+    assert disk.drafted == [ids[:BATCH], ids[BATCH:]]
+    assert told.run_ids == ids
+
+
+async def test_a_run_that_ends_again_while_the_disk_takes_its_file_comes_after_it(
+    ledger: SqliteLedger, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second draft must not go under the name of the first one, half written."""
+    await end(ledger, ["a", "b", "c", "d"], result(state=RunState.FAILED))
+    disk = Taking(monkeypatch)
+    taken, again = threading.Event(), threading.Event()
+
+    def publish_twice() -> list[str]:
+        with publishing_to(results) as (one, told):
+
+            def begin(drafted: Drafted) -> None:
+                Publishing._publish(one, drafted)
+                taken.set()
+                assert again.wait(30)
+
+            monkeypatch.setattr(one, "_publish", begin)
+            assert one.look() is None
+            assert one.look() is None
+            return told.run_ids
+
+    publishing = asyncio.create_task(asyncio.to_thread(publish_twice))
+    assert await asyncio.to_thread(taken.wait, 30)
+    await ledger.rerun("a")
+    (lease,) = await ledger.claim(1)
+    await ledger.finish([(lease, result())])
+    disk.let.set()
+    again.set()
+    assert await publishing == ["a", "b", "c", "d", "a"]
+    assert decode_result((results / "a.json").read_bytes()).status == "completed"
 
 
 # -- what fails
