@@ -261,12 +261,11 @@ class Attempt:
             return self._log_room > 0
         if self._log_room <= 0:
             return False
-        if self._thinning.passes():
-            self._tell_left_out()
+        kept = self._thinning.passes()
+        if kept:
+            if self._thinning.left_out:
+                self._tell_left_out()
             self._keep(entry)
-            kept = True
-        else:
-            kept = False
         self._workload.catch_up()
         return kept
 
@@ -285,9 +284,11 @@ class Attempt:
         if not self._entries:
             self._workload.speak(self)
         self._entries.append(data)
-        self._warnings += entry["level"] in ("warning", "error")
-        if entry["level"] == "progress":
+        level = entry["level"]
+        if level == "progress":
             self._progress = (entry["message"], entry["percentage"])
+        elif level != "info":
+            self._warnings += 1
 
     def _failed(self, error: BaseException) -> dict[str, Any]:
         if self._cut and isinstance(error, asyncio.CancelledError):
