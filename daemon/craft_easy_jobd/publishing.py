@@ -26,7 +26,7 @@ from craft_easy_jobd.folders import SyncError
 from craft_easy_jobd.ledger import Ended, RunEnd
 from craft_easy_jobd.ledger_reads import ended, unpublished_ends
 from craft_easy_jobd.ledger_schema import open_reader
-from craft_easy_jobd.result_files import Drafted, ResultFiles
+from craft_easy_jobd.result_files import ResultFiles
 
 BATCH = 500
 # A packet must fit into the socket's buffer, with names of any length.
@@ -71,7 +71,7 @@ class _UnderWay(NamedTuple):
 
     ended: Sequence[Ended]
     seqs: frozenset[int]
-    done: "Future[None]"
+    synced: "Future[None]"
 
 
 class Publishing:
@@ -130,32 +130,28 @@ class Publishing:
             while batch := self._batch(db):
                 drafted = self._files.draft(batch)
                 self._finish()
-                if drafted.ended:
-                    self._publish(drafted)
+                if drafted.synced:
+                    self._publish(drafted.ended)
+                else:
+                    seqs = frozenset(each.run.seq for each in drafted.ended)
+                    self._under_way = _UnderWay(drafted.ended, seqs, self._disk.submit(self._files.sync))
                 if drafted.error is not None:
                     raise drafted.error
         finally:
             self._finish()
 
-    def _publish(self, drafted: Drafted) -> None:
-        """Begin to; what is synced already is no work for another thread."""
-        if drafted.synced:
-            self._files.publish(drafted)
-            self._published(drafted.ended)
-        else:
-            seqs = frozenset(each.run.seq for each in drafted.ended)
-            self._under_way = _UnderWay(drafted.ended, seqs, self._disk.submit(self._files.publish, drafted))
-
     def _finish(self) -> None:
-        """Wait for the batch that the disk takes."""
+        """Publish the batch that the disk takes."""
         if self._under_way is not None:
             under_way, self._under_way = self._under_way, None
-            under_way.done.result()
-            self._published(under_way.ended)
+            under_way.synced.result()
+            self._publish(under_way.ended)
 
-    def _published(self, ended: Sequence[Ended]) -> None:
-        self._durable.update(each.run.end for each in ended)
-        self._tell(ended)
+    def _publish(self, ended: Sequence[Ended]) -> None:
+        if ended:
+            self._files.publish(ended)
+            self._durable.update(each.run.end for each in ended)
+            self._tell(ended)
 
     def _batch(self, db: sqlite3.Connection) -> list[Ended]:
         # All of it as of one moment: a run may be put back meanwhile.

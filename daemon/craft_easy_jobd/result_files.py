@@ -26,7 +26,7 @@ class Drafted(NamedTuple):
 class ResultFiles:
     """Writes drafts, makes them durable with one sync a batch, gives them their names. One process at a time may.
 
-    One batch may be drafted while another one is published.
+    A batch may be drafted while another one is synced.
     """
 
     def __init__(self, results_dir: Path) -> None:
@@ -57,18 +57,20 @@ class ResultFiles:
                     return Drafted(batch[:index], few, error)
         return Drafted(batch, few)
 
-    def publish(self, drafted: Drafted) -> None:
-        """Make drafts durable and give them their names, durably too.
+    def sync(self) -> None:
+        """Make the content of all drafts durable: a file that is seen under its name is whole, after a power cut too.
 
         Raises:
             SyncError: nobody knows which are.
-            OSError: the disk is full; they can be drafted again.
+            OSError: the disk is full.
         """
+        with folder(self._drafts) as drafts:
+            sync_all(drafts, str(self._drafts))
+
+    def publish(self, ended: Sequence[Ended]) -> None:
+        """Give drafts whose content is durable their names, durably too. Raises as `sync` does."""
         with folder(self._results) as results, folder(self._drafts) as drafts:
-            # Content before names: a file that is seen under its name is whole, after a power cut too.
-            if not drafted.synced:
-                sync_all(drafts, str(self._drafts))
-            for name in map(_name, drafted.ended):
+            for name in map(_name, ended):
                 os.rename(name, name, src_dir_fd=drafts, dst_dir_fd=results)
             sync(results, str(self._results))
 

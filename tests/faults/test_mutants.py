@@ -170,8 +170,8 @@ MUTANTS = [
             Change("result_files.py", "        if synced:\n", "        if False:\n"),
             Change(
                 "result_files.py",
-                "                sync_all(drafts, str(self._drafts))\n",
-                "                pass\n",
+                "            sync_all(drafts, str(self._drafts))\n",
+                "            pass\n",
             ),
         ),
         power_cuts,

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from craft_easy_jobd import folders, publishing, result_files
 from craft_easy_jobd.errors import FolderError, LedgerError
 from craft_easy_jobd.folders import SyncError
-from craft_easy_jobd.ledger import Ended, LogChunk, Result, RunSpec
+from craft_easy_jobd.ledger import Ended, LogChunk, Result, RunEnd, RunSpec
 from craft_easy_jobd.publishing import BATCH, Publishing
 from craft_easy_jobd.result_files import Drafted, ResultFiles
 from craft_easy_jobd.results import job_result
@@ -287,17 +288,17 @@ class Taking:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.let = threading.Event()
         self.drafted: list[list[str]] = []
-        self._draft, self._publish = ResultFiles.draft, ResultFiles.publish
+        self._draft, self._sync = ResultFiles.draft, ResultFiles.sync
         monkeypatch.setattr(ResultFiles, "draft", lambda files, batch: self._drafts(files, batch))
-        monkeypatch.setattr(ResultFiles, "publish", lambda files, drafted: self._takes(files, drafted))
+        monkeypatch.setattr(ResultFiles, "sync", lambda files: self._takes(files))
 
     def _drafts(self, files: ResultFiles, batch: Sequence[Ended]) -> Drafted:
         self.drafted.append([each.run.spec.run_id for each in batch])
         return self._draft(files, batch)
 
-    def _takes(self, files: ResultFiles, drafted: Drafted) -> None:
+    def _takes(self, files: ResultFiles) -> None:
         assert self.let.wait(30)
-        self._publish(files, drafted)
+        self._sync(files)
 
 
 async def test_the_next_batch_is_drafted_while_the_disk_takes_one(
@@ -319,23 +320,25 @@ async def test_a_run_that_ends_again_while_the_disk_takes_its_file_comes_after_i
     """Its second draft must not go under the name of the first one, half written."""
     await end(ledger, ["a", "b", "c", "d"], result(state=RunState.FAILED))
     disk = Taking(monkeypatch)
-    taken, again = threading.Event(), threading.Event()
+    looked, again = threading.Event(), threading.Event()
 
     def publish_twice() -> list[str]:
         with publishing_to(results) as (one, told):
+            new = one._new
 
-            def begin(drafted: Drafted) -> None:
-                Publishing._publish(one, drafted)
-                taken.set()
-                assert again.wait(30)
+            def look(db: sqlite3.Connection) -> list[RunEnd]:
+                if one._under_way:
+                    looked.set()
+                    assert again.wait(30)
+                return new(db)
 
-            monkeypatch.setattr(one, "_publish", begin)
+            monkeypatch.setattr(one, "_new", look)
             assert one.look() is None
             assert one.look() is None
             return told.run_ids
 
     publishing = asyncio.create_task(asyncio.to_thread(publish_twice))
-    assert await asyncio.to_thread(taken.wait, 30)
+    assert await asyncio.to_thread(looked.wait, 30)
     await ledger.rerun("a")
     (lease,) = await ledger.claim(1)
     await ledger.finish([(lease, result())])
