@@ -71,6 +71,10 @@ class Client:
         """
         return dict(self._daemon.call("POST", "/v1/reload", timeout=RELOAD_SECONDS))
 
+    def drain(self) -> Document:
+        """Have the daemon end once its runs have: the first rung of its stop ladder, however often it is asked."""
+        return dict(self._daemon.call("POST", "/v1/drain"))
+
     def stop(self) -> Document:
         """Go one rung down the daemon's stop ladder, as SIGTERM does."""
         return dict(self._daemon.call("POST", "/v1/stop"))

@@ -77,6 +77,7 @@ class Api:
             Route("POST", "/v1/runs/{run_id}/cancel", self.cancel, Accepted, body=CancelBody),
             Route("POST", "/v1/runs/{run_id}/retry", self.retry, Accepted),
             Route("POST", "/v1/reload", self.reload, Reloaded),
+            Route("POST", "/v1/drain", self.drain, Stopping, 202),
             Route("POST", "/v1/stop", self.stop, Stopping, 202),
             Route("GET", "/openapi.json", self.openapi, dict[str, Any]),
         )
@@ -192,15 +193,23 @@ class Api:
         except ReloadError as error:
             raise ApiError(409, str(error)) from None
 
+    async def drain(self, request: web.Request) -> web.Response:
+        """Go down to the first rung of the stop ladder; nothing when the daemon is on it, or below, already."""
+        self._operations.drain()
+        return self._stopping()
+
     async def stop(self, request: web.Request) -> web.Response:
         """Go one rung down the daemon's stop ladder, as SIGTERM does."""
         self._operations.stop()
-        status = self._operations.status()
-        return answer(Stopping(status.state, status.ladder), 202)
+        return self._stopping()
 
     async def openapi(self, request: web.Request) -> web.Response:
         """This document."""
         return answer(openapi_document(self.routes))
+
+    def _stopping(self) -> web.Response:
+        status = self._operations.status()
+        return answer(Stopping(status.state, status.ladder), 202)
 
     async def _run(self, request: web.Request) -> Run:
         run_id = request.match_info["run_id"]

@@ -27,6 +27,7 @@ _COMMANDS = {
     "wait": _CLIENT,
     "cancel": _CLIENT,
     "reload": _CLIENT,
+    "drain": _CLIENT,
     "stop": _CLIENT,
 }
 

@@ -28,6 +28,10 @@ _ROOT = click.option(
 _SOCKET = click.option(
     "--socket", envvar="CRAFT_EASY_JOBD_SOCKET", metavar="PATH", help="Its control socket, if elsewhere."
 )
+_WAIT = click.option("--wait", "waits", is_flag=True, default=False, help="Return when the daemon's process has ended.")
+_TIMEOUT = click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: exit 124 after that."
+)
 _JSON = click.option("--json", "as_json", is_flag=True, default=False, help="JSON on stdout.")
 
 
@@ -222,15 +226,30 @@ def reload_command(client: Client, as_json: bool) -> None:
 
 
 @_command
-@click.option("--wait", "waits", is_flag=True, default=False, help="Return when the daemon's process has ended.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: exit 124 after that.")
+@_WAIT
+@_TIMEOUT
+def drain_command(client: Client, waits: bool, timeout: float | None, as_json: bool) -> None:
+    """End the daemon once its runs have ended, which are asked to stop; to ask again changes nothing.
+
+    What is queued waits for the next start. What has not obeyed after `drain_timeout` is cut.
+    """
+    _end(client, client.drain, waits, timeout, as_json)
+
+
+@_command
+@_WAIT
+@_TIMEOUT
 def stop_command(client: Client, waits: bool, timeout: float | None, as_json: bool) -> None:
     """Go one rung down the daemon's stop ladder, as SIGTERM does: drain, cut, now."""
+    _end(client, client.stop, waits, timeout, as_json)
+
+
+def _end(client: Client, ask: Callable[[], Any], waits: bool, timeout: float | None, as_json: bool) -> None:
     pid = client.status()["pid"]
-    # Taken before the stop: afterwards the number may be another process's.
+    # Taken before it is asked: afterwards the number may be another process's.
     process = os.pidfd_open(pid)
     try:
-        answer = client.stop()
+        answer = ask()
         if waits and not select.select([process], [], [], timeout)[0]:
             raise TimeoutError(f"the daemon (pid {pid}) has not ended within {timeout:g} s")
     finally:

@@ -58,5 +58,8 @@ class Operations(Protocol):
     async def reload(self) -> Reloaded:
         """Read settings, tenants and job modules anew; raises ReloadError when something is wrong with them."""
 
+    def drain(self) -> None:
+        """Go down to the first rung of the stop ladder, and no further."""
+
     def stop(self) -> None:
         """Go one rung down the stop ladder, as SIGTERM does."""

@@ -42,6 +42,7 @@ class Service:
         self.ledger = ledger
         self.bell = bell
         self.status = status
+        self.drain = shutdown.drain
         self.stop = shutdown.step
         self._reloading = reloading
         self._stop_asked = shutdown.asked

@@ -30,6 +30,10 @@ class Shutdown:
         self._manager = manager
         self._workforce = workforce
 
+    def drain(self) -> None:
+        """Go down to the first step; nothing when that, or a later one, was asked for before."""
+        self._descend(Level.DRAIN)
+
     def step(self) -> None:
         """A signal, or a client's wish: drain, cut, now."""
         self._descend(next_level(self.level))

@@ -142,6 +142,9 @@ class Desk:
             raise ReloadError(self.refusal)
         return Reloaded(2, "0123456789ab", len(JOBS))
 
+    def drain(self) -> None:
+        self.stops = max(self.stops, 1)
+
     def stop(self) -> None:
         self.stops += 1
 

@@ -96,6 +96,7 @@ def served(short_dir: Path) -> Iterator[Served]:
         "wait a",
         "cancel a",
         "retry a",
+        "drain",
         "stop",
     ],
 )
@@ -117,7 +118,7 @@ def test_the_root_is_var_and_may_come_from_the_environment(cli: Cli, short_dir: 
 def test_version_and_help(cli: Cli) -> None:
     assert cli("-V", root=False).out == cli("--version", root=False).out == f"craft-easy-jobd {__version__}\n"
     help_text = cli("-h", root=False).out
-    names = "serve check status jobs chains tenants submit list show logs wait cancel retry stop"
+    names = "serve check status jobs chains tenants submit list show logs wait cancel retry drain stop"
     for name in names.split():
         assert f"\n  {name} " in help_text
         assert cli(f"{name} --help", root=False).code == 0
@@ -229,6 +230,11 @@ def test_status_imports_no_more_than_it_needs(served: Served, short_dir: Path) -
 def test_stop(served: Served, cli: Cli) -> None:
     assert cli("stop").out == "draining\n"
     assert cli("stop --json").document == {"state": "draining", "ladder": 2}
+
+
+def test_drain_again_is_no_stop(served: Served, cli: Cli) -> None:
+    assert cli("drain").out == "draining\n"
+    assert cli("drain --json").document == {"state": "draining", "ladder": 1}
 
 
 def test_stop_waits_for_the_end_of_the_process_with_a_limit(served: Served, cli: Cli) -> None:

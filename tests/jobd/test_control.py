@@ -101,6 +101,12 @@ def test_stop_goes_one_rung_down(served: Served) -> None:
     assert served.desk.stops == 1
 
 
+def test_a_drain_goes_no_further_down(served: Served) -> None:
+    for _ in range(2):
+        answer = served.call("POST", "/v1/drain")
+        assert (answer.status, answer.document) == (202, {"state": "draining", "ladder": 1})
+
+
 def test_a_reload_answers_what_is_in_force_or_why_it_was_refused(served: Served) -> None:
     answer = served.call("POST", "/v1/reload")
     assert (answer.status, answer.document) == (200, {"generation": 2, "code_version": "0123456789ab", "jobs": 3})
@@ -126,6 +132,7 @@ def test_the_openapi_document_is_valid_and_whole(served: Served) -> None:
     assert sorted(document["paths"]) == [
         "/openapi.json",
         "/v1/chains",
+        "/v1/drain",
         "/v1/jobs",
         "/v1/reload",
         "/v1/runs",

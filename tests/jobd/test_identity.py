@@ -334,6 +334,7 @@ for name, call in {
     "cancel": lambda: client.cancel(run_id),
     "others": lambda: client.get("others"),
     "cancel others": lambda: client.cancel("others"),
+    "drain": client.drain,
     "stop": client.stop,
 }.items():
     try:
@@ -342,8 +343,16 @@ for name, call in {
     except CraftEasyJobsError as error:
         print(f"no {name} ({getattr(error, 'status', error)})")
 """
-_ALL = ["status", "runs", "submit", "get", "logs", "cancel", "others", "cancel others", "stop"]
-_OWN = ["no status (403)", "no runs (403)", *_ALL[2:6], "no others (404)", "no cancel others (404)", "no stop (403)"]
+_ALL = ["status", "runs", "submit", "get", "logs", "cancel", "others", "cancel others", "drain", "stop"]
+_OWN = [
+    "no status (403)",
+    "no runs (403)",
+    *_ALL[2:6],
+    "no others (404)",
+    "no cancel others (404)",
+    "no drain (403)",
+    "no stop (403)",
+]
 _NONE = [f"no {name} (403)" for name in _ALL]
 
 

@@ -61,10 +61,11 @@ def test_without_a_root_the_service_is_found_where_no_daemon_has_been(tmp_path: 
 # -- with a daemon
 
 
-def test_status_jobs_and_stop(served: Served, client: Client) -> None:
+def test_status_jobs_drain_and_stop(served: Served, client: Client) -> None:
     assert client.status()["pid"] == os.getpid()
     assert [job["name"] for job in client.jobs()] == [job.name for job in JOBS]
-    assert client.stop() == {"state": "draining", "ladder": 1}
+    assert client.drain() == {"state": "draining", "ladder": 1}
+    assert client.stop() == {"state": "draining", "ladder": 2}
 
 
 def test_the_socket_may_lie_elsewhere(served: Served, short_dir: Path) -> None:

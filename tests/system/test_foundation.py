@@ -166,6 +166,18 @@ def test_a_drain_that_takes_too_long_is_cut_and_goes_on_later(daemon: Start) -> 
     assert jobd.result(deaf)["reason"] == "cancelled"
 
 
+def test_a_drain_cuts_nothing_however_often_it_is_asked(daemon: Start) -> None:
+    jobd = daemon(*JOBS)
+    deaf = jobd.drop({"job": "swallow-long"})
+    started(jobd, deaf)
+    for _ in range(3):
+        assert jobd.call("POST", "/v1/drain") == (202, {"state": "draining", "ladder": 1})
+    assert jobd.status()["running"][0]["state"] == "stopping"
+    jobd.call("POST", f"/v1/runs/{deaf}/cancel", {"force": True})
+    assert jobd.wait(within=10) == 0
+    assert jobd.result(deaf)["reason"] == "cancelled"
+
+
 def test_a_second_and_a_third_signal_hurry(daemon: Start) -> None:
     jobd = daemon(*JOBS)
     deaf = jobd.drop({"job": "swallow-long"})
