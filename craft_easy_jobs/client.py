@@ -64,11 +64,7 @@ class Client:
         return list(self._daemon.call("GET", "/v1/tenants")["tenants"])
 
     def reload(self) -> Document:
-        """Have the daemon read settings, tenants and job modules anew; returns what is in force then.
-
-        Raises:
-            ApiError: 409, something is wrong with them; what was in force stays in force.
-        """
+        """Have settings, tenants and job modules read anew, or refused as a whole (409); returns what is in force."""
         return dict(self._daemon.call("POST", "/v1/reload", timeout=RELOAD_SECONDS))
 
     def drain(self) -> Document:
@@ -163,7 +159,7 @@ class Client:
     # -- runs
     def get(self, run_id: str, *, wait: float = 0.0) -> Document:
         """A run; with `wait` (seconds, at most 60) it waits so long for the end of the run."""
-        query = {"wait": wait} if wait else {}
+        query = {"wait": wait or None}
         return dict(self._daemon.call("GET", _run_path(run_id), query=query, timeout=ANSWER_SECONDS + wait))
 
     def runs(

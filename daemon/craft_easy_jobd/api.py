@@ -161,7 +161,7 @@ class Api:
         by = request[REQUESTED_BY]
         if body.lstrip(_JSON_SPACE).startswith(b"["):
             return answer(await self._submit_all(body, by), 202)
-        [submitted] = await self._operations.submit([self._decode(body)], by)
+        [submitted] = await self._operations.submit([_decode(body, self._operations.settings)], by)
         accepted = _accepted(submitted)
         if isinstance(accepted, Problem):
             return refusal(accepted)
@@ -218,12 +218,6 @@ class Api:
             raise _no_such_run(run_id)
         return run
 
-    def _decode(self, data: bytes) -> Request:
-        limit = self._operations.settings.max_request_bytes
-        if len(data) > limit:
-            raise ApiError(413, f"a request may have {limit} bytes, this one has {len(data)}")
-        return decode_request(data)
-
     async def _submit_all(self, body: bytes, by: str) -> list[Accepted | Problem]:
         try:
             items = _items.decode(body)
@@ -231,15 +225,9 @@ class Api:
             raise ApiError(400, f"this is not JSON: {error}") from None
         if len(items) > MAX_BATCH:
             raise ApiError(413, f"an array may hold {MAX_BATCH} requests, this one has {len(items)}")
-        decoded = [self._decode_or_problem(item) for item in items]
+        decoded = [_decode_or_problem(item, self._operations.settings) for item in items]
         submitted = iter(await self._operations.submit([each for each in decoded if isinstance(each, Request)], by))
         return [each if isinstance(each, Problem) else _accepted(next(submitted)) for each in decoded]
-
-    def _decode_or_problem(self, item: msgspec.Raw) -> Request | Problem:
-        try:
-            return self._decode(bytes(item))
-        except (ApiError, RequestError) as error:
-            return problem(error)
 
     async def _send_log(self, response: web.StreamResponse, run: Run, query: LogsQuery) -> None:
         sent = query.after
@@ -281,6 +269,20 @@ def answer(value: Any, status: int = 200, *, headers: Mapping[str, str] | None =
 def refusal(value: Problem, *, headers: Mapping[str, str] | None = None) -> web.Response:
     """A refusal as `application/problem+json`."""
     return web.Response(body=msgspec.json.encode(value), status=value.status, content_type=PROBLEM, headers=headers)
+
+
+def _decode(data: bytes, settings: Settings) -> Request:
+    limit = settings.max_request_bytes
+    if len(data) > limit:
+        raise ApiError(413, f"a request may have {limit} bytes, this one has {len(data)}")
+    return decode_request(data)
+
+
+def _decode_or_problem(item: msgspec.Raw, settings: Settings) -> Request | Problem:
+    try:
+        return _decode(bytes(item), settings)
+    except (ApiError, RequestError) as error:
+        return problem(error)
 
 
 def _accepted(submitted: Submitted | RequestError) -> Accepted | Problem:
