@@ -32,6 +32,10 @@ os.environ[_MARK_NAME] = _MARK_VALUE
 for _name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(_name, None)
 
+# Nor what a shell does to Ctrl-C of commands in the background.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # libuv opens a pipe for the whole process with its first loop (uvloop); no test is to blame for it.
 uvloop.new_event_loop().close()
 

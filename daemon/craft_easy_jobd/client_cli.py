@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import select
+import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,7 @@ def submit_command(
         click.echo(f"Its log: craft-easy-jobd logs -f {run_id}", err=True)
     if not waits:
         return 0
+    _die_of_ctrl_c()
     result = client.wait(run_id)
     if not print_id:
         _show_result(result, as_json)
@@ -167,6 +169,7 @@ def show_command(client: Client, run_id: str, as_json: bool) -> None:
 @click.option("-f", "--follow", is_flag=True, default=False, help="Go on until the run has ended.")
 def logs_command(client: Client, run_id: str, follow: bool, as_json: bool) -> None:
     """Show a run's log; with --json one entry a line."""
+    _die_of_ctrl_c()
     for entry in client.logs(run_id, follow):
         click.echo(json.dumps(entry) if as_json else rendering.log_line(entry))
 
@@ -176,6 +179,7 @@ def logs_command(client: Client, run_id: str, follow: bool, as_json: bool) -> No
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Exit 124 when it takes longer.")
 def wait_command(client: Client, run_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     """Wait for the end of runs; exit 1 when one of them failed. With --json one JobResult a line."""
+    _die_of_ctrl_c()
     deadline = None if timeout is None else time.monotonic() + timeout
     failed = 0
     for run_id in run_ids:
@@ -250,11 +254,20 @@ def _end(client: Client, ask: Callable[[], Any], waits: bool, timeout: float | N
     process = os.pidfd_open(pid)
     try:
         answer = ask()
+        _die_of_ctrl_c()
         if waits and not select.select([process], [], [], timeout)[0]:
             raise TimeoutError(f"the daemon (pid {pid}) has not ended within {timeout:g} s")
     finally:
         os.close(process)
     click.echo(json.dumps(answer) if as_json else f"{'stopped' if waits else answer['state']}")
+
+
+def _die_of_ctrl_c() -> None:
+    """From here on. Python's own handler is heard after the call that waits for the daemon, if the signal came just
+    before it: seconds later.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _show_state(run_id: str, state: str, as_json: bool) -> None:
