@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.bench import crash, footprint, latency, limit, pipeline, rivals, waits
+from tests.bench import crash, footprint, latency, limit, mixes, pipeline, rivals, waits
 from tests.bench.chart import Row, chart
 from tests.bench.comparison import comparison, contestants
 from tests.bench.figures import Summary, summarize, table
@@ -25,7 +25,7 @@ REPETITIONS = 5
 
 def all_parts(sizes: Sizes, *, peers: bool) -> dict[str, Part]:
     """All scenarios by name, in the order in which they play."""
-    modules = (limit, pipeline, latency, waits, footprint, crash, *((rivals,) if peers else ()))
+    modules = (limit, pipeline, mixes, latency, waits, footprint, crash, *((rivals,) if peers else ()))
     return {name: part for module in modules for name, part in module.parts(sizes).items()}
 
 

@@ -20,10 +20,45 @@ async def sleep(ctx: JobContext) -> int:
 
 @job(name="chatty", description="Log 100 lines")
 async def chatty(ctx: JobContext) -> int:
+    return await _log(ctx, 100)
+
+
+async def _log(ctx: JobContext, lines: int) -> int:
     began = time.monotonic_ns()
-    for number in range(100):
+    for number in range(lines):
         await ctx.log(f"Line {number}")
     return began
+
+
+@job(name="sleep-5ms", description="Sleep for 5 ms")
+async def sleep_5ms(ctx: JobContext) -> int:
+    began = time.monotonic_ns()
+    await asyncio.sleep(0.005)
+    return began
+
+
+@job(name="compute", description="2 ms of processor time")
+async def compute(ctx: JobContext) -> int:
+    began = time.monotonic_ns()
+    until = time.thread_time() + 0.002
+    while time.thread_time() < until:
+        pass
+    return began
+
+
+@job(name="log-20", description="Log 20 lines")
+async def log_20(ctx: JobContext) -> int:
+    return await _log(ctx, 20)
+
+
+@job(name="result-10k", description="Return 10 KiB")
+async def result_10k(ctx: JobContext) -> str:
+    return "x" * 10 * 1024
+
+
+@job(name="per-tenant", description="One run for each tenant", per_tenant=True)
+async def per_tenant(ctx: JobContext) -> int:
+    return time.monotonic_ns()
 
 
 @job(name="obedient", description="Go on until asked to stop")

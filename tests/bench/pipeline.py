@@ -1,6 +1,7 @@
 """Jobs that do nothing, as many a second as go through: by spool and by socket, drained and end to end."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,14 +42,8 @@ def spool_drain(stage: Stage) -> Samples:
 
 
 def spool_end_to_end(stage: Stage) -> Samples:
-    asked = requests(stage.sizes.runs)
-    with stage.root() as root, watching(root) as watch, stage.daemon(root):
-        spool = Spool(root)
-        began = time.monotonic_ns()
-        spool.drop_all(asked)
-        last = watch.wait(len(asked), within=stage.sizes.patience)
-        validated(root, asked)
-    return {"spool.end_to_end": per_second(len(asked), began, last)}
+    with stage.root() as root, stage.daemon(root):
+        return {"spool.end_to_end": through_spool(stage, root, requests(stage.sizes.runs))}
 
 
 def socket_drain(stage: Stage) -> Samples:
@@ -73,9 +68,18 @@ def socket_end_to_end(stage: Stage) -> Samples:
 
 def through_socket(stage: Stage, root: Path, asked: list[Request]) -> float:
     """Runs a second, end to end, on a root where nothing has run before."""
+    return _through(stage, root, asked, submit_all)
+
+
+def through_spool(stage: Stage, root: Path, asked: list[Request]) -> float:
+    """As `through_socket`, with a file a request."""
+    return _through(stage, root, asked, lambda root, asked: Spool(root).drop_all(asked))
+
+
+def _through(stage: Stage, root: Path, asked: list[Request], enqueue: Callable[[Path, list[Request]], None]) -> float:
     with watching(root) as watch:
         began = time.monotonic_ns()
-        submit_all(root, asked)
+        enqueue(root, asked)
         last = watch.wait(len(asked), within=stage.sizes.patience)
         validated(root, asked)
     return per_second(len(asked), began, last)

@@ -30,6 +30,8 @@ class Sizes:
     finished: int = 1_000_000
     stopped: int = 1_000
     chatty: int = 1_000
+    mixed: int = 2_000
+    tenants: int = 1_000
     killed: int = 2_000
     commands: int = 5
     peer_runs: int = 2_000
@@ -46,6 +48,8 @@ QUICK = Sizes(
     finished=2_000,
     stopped=20,
     chatty=20,
+    mixed=50,
+    tenants=20,
     killed=200,
     commands=1,
     peer_runs=100,
