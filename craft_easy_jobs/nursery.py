@@ -48,7 +48,11 @@ def main() -> None:
         with suppress(ImportError):
             import_module(module)
     gc.freeze()
-    order = _serve(sock)
+    try:
+        order = _serve(sock)
+    except ConnectionError:
+        # The supervisor is gone and did not read all answers; what was forked for it ends with it.
+        order = None
     if order is not None:
         die_with(parent)
         sock.close()
@@ -69,11 +73,7 @@ def _serve(sock: socket.socket) -> tuple[bytes, list[int]] | None:
             pid = -(error.errno or errno.EIO)
         if pid == 0:
             return packet, fds
-        try:
-            sock.send(str(pid).encode())
-        except ConnectionError:
-            # What was forked for it ends with it.
-            return None
+        sock.send(str(pid).encode())
         for each in fds:
             os.close(each)
 

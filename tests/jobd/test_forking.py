@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -240,7 +241,8 @@ async def test_a_process_that_cannot_be_seen_to_its_end_is_killed(
     assert ended.si_status == signal.SIGKILL
 
 
-def test_a_nursery_whose_supervisor_is_gone_before_the_answer_ends_in_silence() -> None:
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_nursery_whose_supervisor_is_gone_before_it_read_the_answer_ends_in_silence(answered: bool) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "craft_easy_jobs.nursery", str(theirs.fileno()), str(os.getpid())]
@@ -251,6 +253,8 @@ def test_a_nursery_whose_supervisor_is_gone_before_the_answer_ends_in_silence() 
     with ours:
         order = [FORKED, json.dumps({"tell": writing}), [writing]]
         socket.send_fds(ours, [json.dumps(order).encode()], [writing])
+        if answered:
+            assert select.select([ours], [], [], 30)[0]
     os.close(writing)
     with os.fdopen(reading) as facts:
         os.waitid(os.P_PID, json.loads(facts.read())["pid"], os.WEXITED)
