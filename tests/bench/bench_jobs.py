@@ -1,4 +1,4 @@
-"""The jobs of the benchmark; each returns when its function began, CLOCK_MONOTONIC in nanoseconds."""
+"""The jobs of the benchmark. All but `result-10k` return when their function began, CLOCK_MONOTONIC in nanoseconds."""
 
 import asyncio
 import time

@@ -114,6 +114,16 @@ MUTANTS = [
         crash_points("results", "renameat", "KILL"),
     ),
     Mutant(
+        "results named before they are synced",
+        (Change("publishing.py", "            under_way.synced.result()\n", ""),),
+        conformance("tests/jobd/test_result_files.py", "-k", "failed_sync"),
+    ),
+    Mutant(
+        "two drafts of one run at a time",
+        (Change("publishing.py", "            if end.seq not in under_way:\n", "            if True:\n"),),
+        conformance("tests/jobd/test_result_files.py", "-k", "ends_again_while"),
+    ),
+    Mutant(
         "two publishing processes at a time",
         (Change("publishing.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),),
         conformance("tests/jobd/test_result_files.py", "-k", "only_one"),

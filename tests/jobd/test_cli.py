@@ -465,19 +465,23 @@ def test_following_shows_lines_as_they_come_and_ends_with_the_run(served: Served
     assert process.returncode == 0
 
 
-def test_following_ends_with_ctrl_c(served: Served, short_dir: Path) -> None:
+@pytest.mark.parametrize("line", ["logs a -f", "wait a", "submit export --wait", "stop --wait", "drain --wait"])
+def test_ctrl_c_ends_what_waits_for_the_daemon(served: Served, short_dir: Path, line: str) -> None:
     served.say(served.begin(run_id="a"), "one")
-    process = start(short_dir, "logs", "a", "-f")
-    assert process.stdout
-    process.stdout.readline()
+    process = start(short_dir, *line.split())
+    wait_until(lambda: served.tasks() or served.desk.stops)
     # Python's own handler would be heard after the call that waits, if the signal comes just before it.
-    caught = re.search(r"^SigCgt:\s+(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
-    assert caught
-    assert not int(caught[1], 16) & 1 << signal.SIGINT - 1
+    wait_until(lambda: not _catches(process.pid, signal.SIGINT))
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30) == ("", "")
+    assert process.communicate(timeout=30)[1] == ""
     assert process.returncode == -signal.SIGINT
     wait_until(lambda: not served.tasks())
+
+
+def _catches(pid: int, number: int) -> bool:
+    caught = re.search(r"^SigCgt:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert caught
+    return bool(int(caught[1], 16) & 1 << number - 1)
 
 
 def test_a_reader_that_closes_the_pipe_is_no_traceback(served: Served, short_dir: Path) -> None:
