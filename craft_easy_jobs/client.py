@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from craft_easy_jobs.control_socket import ANSWER_SECONDS, ControlSocket
 from craft_easy_jobs.errors import ApiError, CraftEasyJobsError, DaemonUnavailableError, RequestError
 from craft_easy_jobs.places import find_places
+from craft_easy_jobs.run_ids import new_run_id
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -107,7 +108,7 @@ class Client:
             "all_tenants": all_tenants,
             "priority": priority,
             "not_before": not_before if not_before is None or isinstance(not_before, str) else not_before.isoformat(),
-            "run_id": run_id or _new_run_id(),
+            "run_id": run_id or new_run_id(),
             "validate": validate,
         }
         if spool == "always":
@@ -142,7 +143,7 @@ class Client:
         """
         from craft_easy_jobs.model import decode_request
 
-        run_id = str(request.get("run_id") or _new_run_id())
+        run_id = str(request.get("run_id") or new_run_id())
         content = _encode({**request, "run_id": run_id})
         decode_request(content)
         incoming = self._places.incoming
@@ -300,12 +301,6 @@ def _make_name_durable(folder: Path, file: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _new_run_id() -> str:
-    from uuid_utils.compat import uuid7
-
-    return str(uuid7())
 
 
 def _say_dropped(error: DaemonUnavailableError) -> None:

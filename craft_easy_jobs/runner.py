@@ -15,6 +15,7 @@ from craft_easy_jobs.definition import Registry
 from craft_easy_jobs.definition import registry as all_jobs
 from craft_easy_jobs.model import JobResult, LogEntry
 from craft_easy_jobs.preparing import Order, check_params, prepare_chain, prepare_job
+from craft_easy_jobs.run_ids import new_run_id
 from craft_easy_jobs.running import UnderWay
 from craft_easy_jobs.scopes import Scope
 from craft_easy_jobs.tenants import TenantDirectory
@@ -132,7 +133,7 @@ class JobRunner:
 
     def _order(self, options: ChainOptions) -> Order:
         given: dict[str, Any] = {**options}
-        given["run_id"] = options.get("run_id") or _new_run_id()
+        given["run_id"] = options.get("run_id") or new_run_id()
         given["params"] = options.get("params") or {}
         return Order(**given, on_stuck=self._on_stuck, credentials=self._credentials)
 
@@ -201,9 +202,3 @@ def _sweep(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
     if left:
         loop.run_until_complete(asyncio.wait(left, timeout=seconds))
     loop.run_until_complete(loop.shutdown_asyncgens())
-
-
-def _new_run_id() -> str:
-    import uuid_utils
-
-    return str(uuid_utils.uuid7())

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
-from uuid_utils.compat import uuid7
 
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import ChainPlan, FanOut, PlannedStep, RunSpec, encode_plan
@@ -76,11 +75,6 @@ def _compile(jobs: list[JobOptions]) -> "dict[str, ParamsValidator]":
     from craft_easy_jobs.params import compile_params
 
     return {job.name: compile_params(job.name, job.params_schema) for job in jobs}
-
-
-def new_run_id() -> str:
-    """A UUIDv7: ids made one after the other sort in that order."""
-    return str(uuid7())
 
 
 def admit(request: Request, catalogue: Catalogue, *, run_id: str, requested_by: str | None) -> RunSpec:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from craft_easy_jobd.admission import Rules, admit, new_run_id
+from craft_easy_jobd.admission import Rules, admit
 from craft_easy_jobd.events import Event
 from craft_easy_jobd.folders import PRIVATE, folder, require_folders, sync
 from craft_easy_jobd.ledger import RequestFile, RunSpec
@@ -21,6 +21,7 @@ from craft_easy_jobd.rejects import exists, reject
 from craft_easy_jobd.request_files import UnreadyError, check_file, is_draft, read_file
 from craft_easy_jobs.errors import RequestError
 from craft_easy_jobs.model import RUN_ID_PATTERN, decode_request
+from craft_easy_jobs.run_ids import new_run_id
 
 logger = logging.getLogger("craft_easy_jobd.spool")
 

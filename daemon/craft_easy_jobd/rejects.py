@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import msgspec
 
-from craft_easy_jobd.admission import new_run_id
 from craft_easy_jobs.errors import RequestError
 from craft_easy_jobs.model import timestamp
+from craft_easy_jobs.run_ids import new_run_id
 
 _SUFFIX = ".reason.json"
 _LONGEST_NAME = 255

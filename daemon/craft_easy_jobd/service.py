@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from craft_easy_jobd.admission import admit, new_run_id
+from craft_easy_jobd.admission import admit
 from craft_easy_jobd.background import unless
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.dispatcher import Dispatcher
@@ -21,6 +21,7 @@ from craft_easy_jobs.chaining import Chain
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import ApiError, RequestError
 from craft_easy_jobs.model import Request
+from craft_easy_jobs.run_ids import new_run_id
 from craft_easy_jobs.tenants import TenantDirectory
 
 

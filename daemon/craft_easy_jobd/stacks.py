@@ -2,7 +2,7 @@
 
 import os.path
 import re
-import sysconfig
+from functools import cache
 from typing import NamedTuple
 
 from craft_easy_jobs import board
@@ -16,7 +16,6 @@ _INSTALLED = re.compile(r".*/(?:site|dist)-packages/[^/]+")
 _THREAD = os.sep + "threading.py"
 _MARKER = os.path.join("craft_easy_jobs", "board.py")
 _OURS = os.path.dirname(board.__file__) + os.sep
-_STDLIB = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
 
 
 class Frame(NamedTuple):
@@ -63,4 +62,12 @@ def _of_the_same_package(step: list[Frame]) -> list[Frame]:
 
 
 def _is_library(file: str) -> bool:
-    return file.startswith(("<", _OURS, *_STDLIB)) or _INSTALLED.match(file) is not None
+    return file.startswith(("<", _OURS, *_standard_library())) or _INSTALLED.match(file) is not None
+
+
+@cache
+def _standard_library() -> tuple[str, ...]:
+    # Late: most daemons never see a loop that is blocked.
+    import sysconfig
+
+    return tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import uvloop
 
-from craft_easy_jobd.admission import Catalogue, admit, new_run_id
+from craft_easy_jobd.admission import Catalogue, admit
 from craft_easy_jobd.bell import Bell
 from craft_easy_jobd.control import Control
 from craft_easy_jobd.documents import Reloaded
@@ -31,6 +31,7 @@ from craft_easy_jobs.chaining import Chain, ChainStep
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import RequestError
 from craft_easy_jobs.model import Request, timestamp
+from craft_easy_jobs.run_ids import new_run_id
 from craft_easy_jobs.tenants import Tenant, TenantDirectory
 
 T = TypeVar("T")

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craft_easy_jobd.admission import Catalogue, admit, new_run_id
+from craft_easy_jobd.admission import Catalogue, admit
 from craft_easy_jobd.ledger import RunSpec
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.errors import DefinitionError, RequestError
 from craft_easy_jobs.model import Request, decode_request
+from craft_easy_jobs.run_ids import new_run_id
 from craft_easy_jobs.wire import Catalogue as Announced
 
 PERIOD = {"period": {"type": "string", "pattern": "^\\d{4}-\\d{2}$"}, "size": {"type": "integer", "minimum": 1}}

@@ -73,3 +73,14 @@ def test_an_environment_of_another_folder_is_made_again(tree: Path) -> None:
     assert not stale.exists()
     assert "-m venv failed" in made.stderr
     assert not (tree / ".venv").exists(), "a broken environment is left"
+
+
+def test_modules_are_compiled_where_python_writes_no_bytecode(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "daemon").mkdir()
+    (tree / ".venv" / "bin").mkdir(parents=True)
+    (tree / ".venv" / ".made-in").write_text(f"{tree.resolve()}\n")
+    python = interpreter(tree, 'case "$*" in *"-m pip"*) exit;; esac').rename(tree / ".venv" / "bin" / "python")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    ended = install(tree, python)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert list((tree / "craft_easy_jobs" / "__pycache__").glob("__init__.*.pyc"))
