@@ -52,7 +52,8 @@ class Claim(NamedTuple):
         return RequestFile(self.run_id, self.inode, self.modified_ns)
 
 
-Slices: TypeAlias = Generator[list[Claim], None, None]
+# Yields claims, and returns the last of them: whoever waits for these need not come back to hear that it was all.
+Slices: TypeAlias = Generator[list[Claim], None, list[Claim]]
 
 
 class _Folders(NamedTuple):
@@ -100,15 +101,16 @@ class Intake:
             self._stuck.begin()
             names = self._oldest(folders.incoming)
             self.more = len(names) == LOOK_FILES
-            yield from _sliced(names, lambda name: self._look(name, folders))
+            last = yield from _sliced(names, lambda name: self._look(name, folders))
             self.unready.end()
             self._stuck.end()
+        return last
 
     def leftovers(self) -> Slices:
         """Look again at what was claimed before, under the run ids that it has."""
         with self._open() as folders, os.scandir(folders.claimed) as entries:
             names = (entry.name for entry in entries if _is_claimed(entry.name))
-            yield from _sliced(names, lambda name: self._look_again(name, folders.claimed))
+            return (yield from _sliced(names, lambda name: self._look_again(name, folders.claimed)))
 
     def bring_back(self, files: Iterable[RequestFile]) -> None:
         """Give files their names in claimed/ that a power cut put back into incoming/."""
@@ -292,5 +294,4 @@ def _sliced(names: Iterable[str], look: Callable[[str], Claim | None]) -> Slices
         if looked >= SLICE_FILES or size >= SLICE_BYTES:
             yield claims
             claims, looked, size = [], 0, 0
-    if claims:
-        yield claims
+    return claims

@@ -1,16 +1,7 @@
 """The spool: requests that are dropped as files become runs in the ledger.
 
-A file is claimed by a rename, which is not durable yet when the ledger commits its run: an idle daemon pays one sync
-between the drop and the job's first line. Until the file is gone for good, the ledger therefore keeps it in mind, so
-that a crash or a power cut at any moment neither admits it again nor loses what was not admitted:
-
-1. committed: the run and its file are in the ledger. After a power cut the file may lie in incoming/ again, where its
-   inode tells it from a new request.
-2. named: its name in claimed/ is durable, and the ledger knows that; only now the file is unlinked.
-3. gone: that is durable too, and the ledger forgets it.
-
-What lies in claimed/ and is not in the ledger's mind was never admitted, and is submitted again. Both syncs are made
-for many files at a time.
+A file is claimed by a rename, and let go of when its run is in the ledger (`letting_go.py`). What lies in claimed/ and
+is not in the ledger's mind was never admitted, and is submitted again.
 """
 
 import asyncio
@@ -21,19 +12,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 from craft_easy_jobd.admission import Rules
+from craft_easy_jobd.background import unless
 from craft_easy_jobd.errors import LedgerError
 from craft_easy_jobd.folders import SyncError
 from craft_easy_jobd.intake import Claim, Intake, Slices
 from craft_easy_jobd.lane import Lane
 from craft_easy_jobd.ledger import Ledger, RunSpec, Slice, Submitted
+from craft_easy_jobd.letting_go import LettingGo
 from craft_easy_jobd.trouble import Trouble
 from craft_easy_jobd.watching import Watch
 from craft_easy_jobs.errors import RequestError
 
 logger = logging.getLogger("craft_easy_jobd.spool")
 
-# So many files wait in claimed/ for their syncs at the most, and so long when nothing else is to be done.
-LET_GO_FILES = 1000
+# So long nothing else is to be done before files are synced.
 _LET_GO_SECONDS = 0.01
 
 Refused: TypeAlias = list[tuple[Claim, RequestError]]
@@ -71,8 +63,7 @@ class Spool:
         self._leftovers = True
         self._number = 0
         self._submitted: deque[_Submitted] = deque()
-        self._committed: list[Slice] = []
-        self._unlinked: list[Slice] = []
+        self._letting_go = LettingGo(self._intake, ledger, self._lane)
         self._refused: Refused = []
 
     @property
@@ -131,8 +122,8 @@ class Spool:
 
     async def _rest(self) -> bool:
         """Wait until there is something to look at; finish meanwhile what was taken. False as of `_attempt`."""
-        while (self._committed or self._unlinked) and not await self._hinted(_LET_GO_SECONDS):
-            if not await self._attempt(self._let_go):
+        while self._letting_go and not await self._hinted(0.0 if self._letting_go.unlinking else _LET_GO_SECONDS):
+            if not await self._attempt(self._letting_go.step):
                 return False
         due = self._intake.unready.due_in()
         longest = self._rules().settings.scan_interval
@@ -162,19 +153,29 @@ class Spool:
     async def _take(self, slices: Slices) -> None:
         """Claim each slice while the one before it is being committed."""
         with contextlib.closing(slices):
-            while (claims := await self._lane.call(self._advance, slices)) is not None:
+            more = True
+            while more:
+                claims, more = await self._lane.call(self._advance, slices)
                 self._submit_slice(claims)
                 await self._hear(but=1)
-                if sum(len(each.files) for each in self._committed) >= LET_GO_FILES:
-                    await self._let_go()
-        await self._hear()
-        await self._lane.call(self._reject_refused)
+                if self._letting_go.many:
+                    await self._letting_go.remember()
+        # What comes in meanwhile is looked at while this is being committed.
+        if self._submitted:
+            await unless(self._hint, asyncio.wait([self._submitted[-1].answers]))
+            await self._hear(but=0 if self._submitted[-1].answers.done() else 1)
+        if self._refused:
+            await self._lane.call(self._reject_refused)
 
-    def _advance(self, slices: Slices) -> list[Claim] | None:
-        """Reject what was refused, and claim the next slice, in one trip to the thread."""
+    def _advance(self, slices: Slices) -> tuple[list[Claim], bool]:
+        """Finish what came in before, and claim the next slice, in one trip to the thread; False: it is the last."""
         self._reject_refused()
+        self._letting_go.unlink()
         self._intake.rules = self._rules()
-        return next(slices, None)
+        try:
+            return next(slices), True
+        except StopIteration as end:
+            return end.value, False
 
     def _reject_refused(self) -> None:
         # They stay until they are rejected, through a full disk too.
@@ -201,7 +202,7 @@ class Spool:
                 (claim, _used_before(answer)) for claim, answer in zip(claims, answers, strict=True) if answer.duplicate
             ]
             if files := [file for file, answer in zip(came_in.files, answers, strict=True) if not answer.duplicate]:
-                self._committed.append(Slice(came_in.number, files))
+                self._letting_go.add(Slice(came_in.number, files))
 
     # -- letting go
 
@@ -215,26 +216,13 @@ class Spool:
         await self._lane.call(
             self._intake.bring_back, [file for each in slices if not each.named for file in each.files]
         )
-        self._committed, self._unlinked = slices, []
+        self._letting_go.begin_anew(slices)
         await self._let_go_of_all()
 
     async def _let_go_of_all(self) -> None:
         await self._hear()
-        while self._committed or self._unlinked:
-            await self._let_go()
-
-    async def _let_go(self) -> None:
-        """Bring each file that the ledger keeps in mind one step further."""
-        committed, unlinked = self._committed, self._unlinked
-        await self._lane.call(self._intake.sync)
-        await self._ledger.let_go(named=[each.number for each in committed], gone=[each.number for each in unlinked])
-        self._committed, self._unlinked = [], committed
-        try:
-            await self._lane.call(self._intake.remove, [file.run_id for each in committed for file in each.files])
-        except OSError:
-            # Else the ledger would forget files that are still there.
-            self._committed, self._unlinked = committed, []
-            raise
+        while self._letting_go:
+            await self._letting_go.step()
 
 
 class _Submitted(NamedTuple):

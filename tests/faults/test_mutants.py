@@ -156,8 +156,21 @@ MUTANTS = [
     ),
     Mutant(
         "request unlinked before its name is durable",
-        (Change("spool.py", "        await self._lane.call(self._intake.sync)\n", ""),),
+        (Change("letting_go.py", "        await self._lane.call(self._intake.sync)\n", ""),),
         conformance("tests/jobd/test_spool.py", "-k", "failing_disk"),
+    ),
+    Mutant(
+        "a file forgotten before it is unlinked",
+        (
+            Change(
+                "letting_go.py",
+                "            self._intake.remove(file.run_id for file in files)\n",
+                "            self._unlinked.append(self._named.popleft())\n"
+                "            self._intake.remove(file.run_id for file in files)\n"
+                "            continue\n",
+            ),
+        ),
+        conformance("tests/jobd/test_spool.py", "-k", "could_not_be_unlinked"),
     ),
     Mutant(
         "recovery skipped",

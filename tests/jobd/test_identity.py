@@ -22,6 +22,7 @@ from craft_easy_jobd.settings import Settings
 from craft_easy_jobs.client import Client
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.wire import Catalogue as Announced
+from tests.jobd.looking import claims_of
 from tests.jobd.serving import serving
 from tests.support.users import NOBODY, OTHERGROUP, SOMEBODY, SOMEGROUP, as_root, run_as
 
@@ -184,7 +185,7 @@ class Spool:
         os.umask(before)
 
     def look(self) -> list[Claim]:
-        return [claim for claims in self.intake.incoming() for claim in claims]
+        return claims_of(self.intake.incoming())
 
     def askers(self) -> list[str | None]:
         """Who asked for what was taken."""

@@ -23,12 +23,14 @@ from craft_easy_jobd.errors import FolderError, LedgerError
 from craft_easy_jobd.folders import SyncError
 from craft_easy_jobd.identity import Rights
 from craft_easy_jobd.ledger import RequestFile, RunSpec, Slice, Submitted
+from craft_easy_jobd.letting_go import LET_GO_FILES
 from craft_easy_jobd.log_lines import text_line
 from craft_easy_jobd.settings import Settings
-from craft_easy_jobd.spool import LET_GO_FILES, Spool
+from craft_easy_jobd.spool import Spool
 from craft_easy_jobd.sqlite_ledger import SqliteLedger
 from craft_easy_jobs.definition import JobOptions
 from craft_easy_jobs.wire import Catalogue as Announced
+from tests.jobd.looking import claims_of
 from tests.support.waiting import wait_until
 
 T = TypeVar("T")
@@ -449,7 +451,7 @@ def spool_intake(settings: Settings) -> Iterator[Callable[[], list[intake.Claim]
     """Looks through incoming/ when the test says so."""
     looker = intake.Intake(rules(settings), before_look=lambda: None)
     looker.prepare()
-    yield lambda: [claim for claims in looker.incoming() for claim in claims]
+    yield lambda: claims_of(looker.incoming())
 
 
 @pytest.mark.parametrize("modified", [0, 4_000_000_000])
@@ -480,10 +482,10 @@ def test_notes_are_bounded_and_end_with_their_files(
     looker = intake.Intake(rules(settings), before_look=lambda: None)
     looker.prepare()
     for rejects in (0, 10, 20, 25):
-        list(looker.incoming())
+        claims_of(looker.incoming())
         assert len(rejected(settings)) == rejects
         now += settings.settle_seconds
-    list(looker.incoming())
+    claims_of(looker.incoming())
     assert looker.unready.due_in() is None
 
 
@@ -577,6 +579,54 @@ async def test_a_backlog_is_taken_in_slices_of_bounded_memory(settings: Settings
     assert sum(desk.ledger.counts.values()) == 5_000
     assert max(sizes) <= LET_GO_FILES + 2 * intake.SLICE_FILES
     assert peak < 4 * 1024 * 1024
+
+
+async def test_what_comes_in_while_a_slice_is_committed_is_claimed_meanwhile(
+    settings: Settings, desk: Desk, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = asyncio.Event()
+    submit = desk._submit
+
+    async def submit_slowly(specs: list[RunSpec], came_in: Slice) -> list[Submitted]:
+        await disk.wait()
+        return await submit(specs, came_in)
+
+    monkeypatch.setattr(desk, "_submit", submit_slowly)
+    async with serving(settings, desk):
+        drop(incoming, b'{"job": "echo", "run_id": "a"}', "a.json")
+        await until(lambda: names(settings.claimed_dir) == {"a.json"})
+        drop(incoming, b'{"job": "echo", "run_id": "b"}', "b.json")
+        await until(lambda: names(settings.claimed_dir) == {"a.json", "b.json"})
+        disk.set()
+        await until(lambda: nothing_left(settings))
+    assert [spec.run_id for spec in desk.specs] == ["a", "b"]
+
+
+async def test_what_comes_in_while_files_are_unlinked_does_not_wait_for_all_of_them(
+    settings: Settings, desk: Desk, incoming: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "SLICE_FILES", 50)
+    for number in range(300):
+        drop(incoming, ECHO, f"{number}.json")
+    done: list[str] = []
+    unlink, rename = os.unlink, os.rename
+
+    def unlink_and_drop(*args: Any, **options: Any) -> None:
+        unlink(*args, **options)
+        done.append("unlinked")
+        if done.count("unlinked") == 1:
+            drop(incoming, b'{"job": "echo", "run_id": "late"}', "late.json")
+
+    def note_claim(name: str, target: str, **options: Any) -> None:
+        rename(name, target, **options)
+        done.append(target)
+
+    monkeypatch.setattr(os, "unlink", unlink_and_drop)
+    monkeypatch.setattr(os, "rename", note_claim)
+    async with serving(settings, desk):
+        await until(lambda: nothing_left(settings))
+    assert done.count("unlinked") == 301
+    assert done[: done.index("late.json")].count("unlinked") < 250
 
 
 async def test_large_requests_make_small_slices(settings: Settings, desk: Desk, incoming: Path) -> None:
