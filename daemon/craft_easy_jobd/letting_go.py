@@ -22,12 +22,12 @@ from craft_easy_jobd.ledger import Ledger, Slice
 
 # So many files wait in claimed/ for their syncs at the most.
 LET_GO_FILES = 1000
-# Unlinking so many keeps the spool for a few milliseconds.
-_UNLINK_FILES = 100
+# Unlinking so many keeps the spool for a millisecond or two.
+_UNLINK_FILES = 50
 
 
 class LettingGo:
-    """The slices that the ledger keeps in mind; true while there are any. Used by one task, and by the lane for it."""
+    """The slices that the ledger keeps in mind; true while there are any."""
 
     def __init__(self, intake: Intake, ledger: Ledger, lane: Lane) -> None:
         self._intake = intake
@@ -61,18 +61,19 @@ class LettingGo:
         self._unlinked.clear()
 
     async def step(self) -> None:
-        """Bring files one step further. Raises as `unlink` and `remember` do."""
-        if self._named:
-            await self._lane.call(self.unlink)
-        else:
-            await self.remember()
-
-    def unlink(self) -> None:
-        """Unlink some of the files whose names are durable. In the lane.
+        """Bring files one step further.
 
         Raises:
             OSError: a file cannot be unlinked now.
+            SyncError, LedgerError: as `remember` raises them.
         """
+        if self._named:
+            await self._lane.call(self._unlink)
+        else:
+            await self.remember()
+
+    def _unlink(self) -> None:
+        """Unlink some of the files whose names are durable."""
         room = _UNLINK_FILES
         while self._named and room > 0:
             files = self._named[0].files

@@ -157,6 +157,9 @@ class Spool:
             while more:
                 claims, more = await self._lane.call(self._advance, slices)
                 self._submit_slice(claims)
+                # Where nothing else has come in, there is time for that later.
+                if self._letting_go.unlinking and (more or self._hint.is_set()):
+                    await self._letting_go.step()
                 await self._hear(but=1)
                 if self._letting_go.many:
                     await self._letting_go.remember()
@@ -168,9 +171,8 @@ class Spool:
             await self._lane.call(self._reject_refused)
 
     def _advance(self, slices: Slices) -> tuple[list[Claim], bool]:
-        """Finish what came in before, and claim the next slice, in one trip to the thread; False: it is the last."""
+        """Reject what was refused, and claim the next slice, in one trip to the thread; False: it is the last one."""
         self._reject_refused()
-        self._letting_go.unlink()
         self._intake.rules = self._rules()
         try:
             return next(slices), True
