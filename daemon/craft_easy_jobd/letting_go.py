@@ -9,8 +9,8 @@ that a crash or a power cut at any moment neither admits it again nor loses what
 2. named: its name in claimed/ is durable, and the ledger knows that; only now the file is unlinked.
 3. gone: that is durable too, and the ledger forgets it.
 
-Both syncs are made for many files at a time; files are unlinked a few at a time, so that what comes in meanwhile does
-not wait for it.
+Both syncs are made for many files at a time; files are unlinked by the slice, so that what comes in meanwhile does not
+wait for all of them.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from craft_easy_jobd.ledger import Ledger, Slice
 
 # So many files wait in claimed/ for their syncs at the most.
 LET_GO_FILES = 1000
-# Unlinking so many keeps the spool for a millisecond or two.
+# So many are unlinked at a time, which takes a millisecond or two; those of a larger slice together.
 _UNLINK_FILES = 50
 
 

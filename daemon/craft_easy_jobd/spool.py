@@ -164,9 +164,7 @@ class Spool:
                 if self._letting_go.many:
                     await self._letting_go.remember()
         # What comes in meanwhile is looked at while this is being committed.
-        if self._submitted:
-            await unless(self._hint, asyncio.wait([self._submitted[-1].answers]))
-            await self._hear(but=0 if self._submitted[-1].answers.done() else 1)
+        await unless(self._hint, self._hear())
         if self._refused:
             await self._lane.call(self._reject_refused)
 

@@ -75,17 +75,19 @@ def test_an_environment_of_another_folder_is_made_again(tree: Path) -> None:
     assert not (tree / ".venv").exists(), "a broken environment is left"
 
 
-def test_an_environment_that_is_not_ours_to_replace_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_that_cannot_be_replaced_is_named_with_why(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree / ".venv").mkdir()
     tools = tree.parent / "tools"
     tools.mkdir()
-    (tools / "rm").write_text("#!/bin/sh\necho rm: cannot remove it >&2\nexit 1\n")
+    (tools / "rm").write_text("#!/bin/sh\nprintf 'rm: no %s\\n' 1 2 >&2\nexit 1\n")
     (tools / "rm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     refused = install(tree, interpreter(tree, ""))
     assert refused.returncode == 1
-    what = f"{tree.resolve()}/.venv cannot be replaced: it is another user's."
-    assert refused.stderr == f"{what} Remove it as that user, or work in a clone of your own\n"
+    assert refused.stderr.splitlines() == [
+        f"{tree.resolve()}/.venv cannot be replaced: rm: no 1",
+        "Remove it as the user who made it, or work in a clone of your own.",
+    ]
 
 
 def test_modules_are_compiled_where_python_writes_no_bytecode(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
